@@ -1,0 +1,27 @@
+"""Train linear and logistic models by mini-batch gradient descent on Parquet data of any size, in fixed memory."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data.stream import ParquetStream
+    from .estimators import SGDClassifier, SGDRegressor, load
+
+__version__ = "0.1.0"
+__all__ = ["ParquetStream", "SGDClassifier", "SGDRegressor", "load"]
+
+_HOMES = {
+    "ParquetStream": ".data.stream",
+    "SGDClassifier": ".estimators",
+    "SGDRegressor": ".estimators",
+    "load": ".estimators",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, when it is asked for: the import of the package itself costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)

@@ -1,0 +1,1 @@
+"""From shards to windows of encoded rows: the only package that imports pyarrow."""

@@ -1,0 +1,253 @@
+"""One scan of the whole target column: classes, base rate, and whether labels are clustered over row groups.
+
+The label column is cheap in a columnar file, so these are exact, and every bad label is met before training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ..errors import AllNullTarget, BadWeight, SingleClass, TargetError, TooManyClasses
+from .encode import Target, is_number, require, sample_weights
+from .source import Source
+from .threads import consecutive, parallel
+
+Task = Literal["classification", "regression"]
+
+#: Integers with more distinct values than this are a regression unless the task says otherwise.
+AUTO_CLASSES = 50
+MOST_CLASSES = 100_000
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a scan of the whole target column told.
+
+    Attributes
+    ----------
+    task : {"classification", "regression"}
+        What the target is for.
+    classes : pyarrow.Array or None
+        Class labels in order.
+    class_weight : ndarray of float64 or None
+        Sum of sample weights of each class.
+    mean, scale : float
+        Weighted mean and standard deviation of a regression target (0 and 1 for classes).
+    rows, missing : int
+        Rows with a target, and without.
+    weight_mean : float
+        Mean sample weight.
+    clustering : float
+        Share of the target's variance that the row group explains: near 0 for rows in random order, 1 when each
+        row group holds one class.
+    """
+
+    task: Task
+    classes: pa.Array | None
+    class_weight: NDArray[np.float64] | None
+    mean: float
+    scale: float
+    rows: int
+    missing: int
+    weight_mean: float
+    clustering: float
+
+    def target(self, name: str) -> Target:
+        """How the target is encoded."""
+        return Target(name, self.classes, self.mean, self.scale)
+
+
+def scan_labels(
+    source: Source,
+    target: str,
+    *,
+    task: Task | None = None,
+    weight: str | None = None,
+    classes: Sequence[Any] | None = None,
+    n_jobs: int = 1,
+) -> Labels:
+    """Read the target (and weight) column of all rows.
+
+    Parameters
+    ----------
+    source : Source
+        The data.
+    target : str
+        Name of the target column.
+    task : {"classification", "regression"}, optional
+        By default strings, booleans and integers with at most 50 distinct values are classes, and other numbers
+        a regression.
+    weight : str, optional
+        Column of sample weights.
+    classes : sequence, optional
+        All class labels, if data to come may hold more of them than these do.
+    n_jobs : int
+        Threads.
+
+    Raises
+    ------
+    TargetError
+        All targets are null, NaN or infinite ones, a single class, a type that cannot be a target.
+    BadWeight
+        See `sample_weights`; or all weights are zero.
+    """
+    require(source.schema, target, "target")
+    kind = source.schema.field(target).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    categorical = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not categorical and not is_number(kind):
+        raise TargetError(f"target {target!r} is {kind}; it must be numbers, booleans or strings.")
+    if task == "regression" and categorical:
+        raise TargetError(f"target {target!r} is {kind}; a regression needs numbers.")
+    if task is None and (pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        task = "regression"
+    scan = _LabelScan(source, target, kind, task, weight)
+    ranges = consecutive(source.manifest.n_row_groups, 4 * n_jobs)
+    parts = [part for some in parallel(scan.read, ranges, n_jobs) for part in some]
+    if sum(part.rows for part in parts) == 0:
+        raise AllNullTarget(f"target {target!r} is null in all {source.manifest.n_rows} rows: nothing can be learned.")
+    if weight is not None and sum(part.weight for part in parts) == 0:
+        raise BadWeight(f"weight column {weight!r} is 0 in every row with a target.")
+    distinct = set(classes or ()).union(*(part.classes for part in parts))
+    if task is None:
+        is_classes = categorical or pa.types.is_boolean(kind) or len(distinct) <= AUTO_CLASSES
+        task = "classification" if is_classes else "regression"
+    return _classes(parts, distinct, target, kind, weight) if task == "classification" else _numbers(parts, weight)
+
+
+@dataclass
+class _Part:
+    """Sums over one row group's targets."""
+
+    rows: int = 0
+    missing: int = 0
+    weight: float = 0.0
+    mean: float = 0.0
+    spread: float = 0.0
+    classes: dict[Any, float] = field(default_factory=dict)
+
+
+@dataclass
+class _LabelScan:
+    source: Source
+    target: str
+    kind: pa.DataType
+    task: Task | None
+    weight: str | None
+
+    def read(self, row_groups: range) -> list[_Part]:
+        return [self._part(row_group) for row_group in row_groups]
+
+    def _part(self, row_group: int) -> _Part:
+        part = _Part()
+        rows = int(self.source.manifest.rows[row_group])
+        if rows == 0:
+            return part
+        columns = list(dict.fromkeys([self.target] + ([self.weight] if self.weight is not None else [])))
+        where = self.source.describe(row_group)
+        for batch in self.source.open(row_group, columns, 65_536).read(rows):
+            values = batch.column(0)
+            weights = None if self.weight is None else sample_weights(batch.column(self.weight), self.weight, where)
+            part.missing += values.null_count
+            if values.null_count:
+                weights = None if weights is None else weights[values.is_valid().to_numpy(zero_copy_only=False)]
+                values = values.drop_null()
+            if len(values) == 0:
+                continue
+            if self.task != "classification" and is_number(self.kind):
+                self._moments(part, values, weights, where)
+            if self.task != "regression":
+                self._count(part, values, weights, where)
+            part.rows += len(values)
+            part.weight += len(values) if weights is None else float(weights.sum())
+        return part
+
+    def _moments(self, part: _Part, values: pa.Array, weights: NDArray[np.float64] | None, where: str) -> None:
+        """Merge mean and sum of squared deviations (Chan, Golub, LeVeque 1983)."""
+        numbers = Target(self.target).numbers(values, where)
+        weight = float(len(numbers) if weights is None else weights.sum())
+        if weight == 0:
+            return
+        mean = float(np.average(numbers, weights=weights))
+        spread = float(np.average((numbers - mean) ** 2, weights=weights)) * weight
+        total = part.weight + weight
+        part.spread += spread + (mean - part.mean) ** 2 * part.weight * weight / total
+        part.mean += (mean - part.mean) * weight / total
+
+    def _count(self, part: _Part, values: pa.Array, weights: NDArray[np.float64] | None, where: str) -> None:
+        if self.task is None and len(part.classes) > AUTO_CLASSES:
+            return
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        if pa.types.is_floating(values.type):
+            Target(self.target).numbers(values, where)
+        if weights is None:
+            counted = pc.value_counts(values)
+            distinct, counts = counted.field("values"), counted.field("counts").to_numpy()
+        else:
+            encoded = values.dictionary_encode()
+            distinct = encoded.dictionary
+            counts = np.bincount(encoded.indices.to_numpy(), weights=weights, minlength=len(distinct))
+        if len(distinct) > MOST_CLASSES:
+            raise TooManyClasses(
+                f"{where}: target {self.target!r} holds {len(distinct)} distinct values in one row group; that is no "
+                f"classification. For numbers use --task regression."
+            )
+        for label, count in zip(distinct.to_pylist(), counts.tolist(), strict=True):
+            part.classes[label] = part.classes.get(label, 0.0) + count
+
+
+def _classes(parts: list[_Part], distinct: set[Any], target: str, kind: pa.DataType, weight: str | None) -> Labels:
+    labels = sorted(distinct)
+    if len(labels) < 2:
+        raise SingleClass(
+            f"target {target!r} holds a single class, {labels[0]!r}, in all rows (1 class): nothing to tell apart. "
+            f"Classification needs at least two classes; check the target or the rows that were selected."
+        )
+    counts = np.array([[part.classes.get(label, 0.0) for label in labels] for part in parts])
+    total = counts.sum(0)
+    n = counts.sum(1)
+    within = float((n - (counts**2).sum(1) / np.maximum(n, 1e-300)).sum())
+    whole = float(total.sum() - (total**2).sum() / total.sum())
+    rows = sum(part.rows for part in parts)
+    return Labels(
+        task="classification",
+        classes=pa.array(labels, kind if not pa.types.is_string_view(kind) else pa.string()),
+        class_weight=total,
+        mean=0.0,
+        scale=1.0,
+        rows=rows,
+        missing=sum(part.missing for part in parts),
+        weight_mean=float(total.sum()) / rows if weight is not None else 1.0,
+        clustering=1.0 - within / whole if whole > 0 else 0.0,
+    )
+
+
+def _numbers(parts: list[_Part], weight: str | None) -> Labels:
+    weights = np.array([part.weight for part in parts])
+    means = np.array([part.mean for part in parts])
+    total = float(weights.sum())
+    mean = float(np.average(means, weights=weights))
+    within = float(sum(part.spread for part in parts))
+    between = float((weights * (means - mean) ** 2).sum())
+    scale = float(np.sqrt((within + between) / total))
+    rows = sum(part.rows for part in parts)
+    return Labels(
+        task="regression",
+        classes=None,
+        class_weight=None,
+        mean=mean,
+        scale=scale if scale > 0 else 1.0,
+        rows=rows,
+        missing=sum(part.missing for part in parts),
+        weight_mean=total / rows if weight is not None else 1.0,
+        clustering=between / (within + between) if scale > 0 else 0.0,
+    )

@@ -1,0 +1,161 @@
+"""The order of rows: a pure function of the seed, the epoch and the window.
+
+An epoch permutes segments (row groups, or pieces of them) and cuts the result into windows of nearly equal
+size. A window is taken in a uniformly random order of its rows. So the state of a stream is three integers, and
+any window can be made again without its history. This is the two-level shuffle of CorgiPile (Xu et al., SIGMOD
+2022) with exact resume.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.shuffle import permutation
+
+#: The default window is a tenth of the rows, but at least this many row groups ...
+WINDOW_ROW_GROUPS = 10
+#: ... and between these bounds in encoded bytes. Two windows are in memory at a time.
+WINDOW_BYTES = (32 << 20, 256 << 20)
+
+#: A window should hold this many segments, so that it resembles the whole.
+SEGMENTS = 16
+#: Row groups are cut into segments that are read out of order only if that costs at most this many values more.
+EXTRA_VALUES = 1_000_000_000
+
+#: Third parts of keys that are not windows (`numpy.random.SeedSequence` pads keys with 0, so lengths do not tell).
+SEGMENT_ORDER, SAMPLE, HELD_OUT = 1 << 31, (1 << 31) + 1, (1 << 31) + 2
+
+
+def random_seed(*key: int) -> np.uint64:
+    """64 random bits for a key of non-negative integers; keys that differ anywhere give unrelated bits."""
+    return np.uint64(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+def random_order(n: int, *key: int) -> NDArray[np.uint32]:
+    """Uniformly random order of 0..n-1 for a key, the same for ever."""
+    out = np.empty(n, np.uint32)
+    permutation(random_seed(*key), out)
+    return out
+
+
+def default_window_rows(rows: NDArray[np.int64], row_bytes: int) -> int:
+    """Window in rows from the data alone.
+
+    Parameters
+    ----------
+    rows : ndarray of int64, shape (n_row_groups,)
+        Rows of each row group.
+    row_bytes : int
+        Bytes of an encoded row.
+
+    Returns
+    -------
+    int
+        At most the number of rows.
+    """
+    total = int(rows.sum())
+    wanted = max(-(-total // 10), WINDOW_ROW_GROUPS * total // max(1, int(np.count_nonzero(rows))))
+    least, most = WINDOW_BYTES[0] // row_bytes, WINDOW_BYTES[1] // row_bytes
+    return max(1, min(total, max(wanted, least), most))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Spans of one row group that are read in one go.
+
+    Attributes
+    ----------
+    row_group : int
+        Number of the row group in the manifest.
+    spans : tuple of (int, int)
+        First row and end of each span, ascending.
+    """
+
+    row_group: int
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows in the spans."""
+        return sum(stop - start for start, stop in self.spans)
+
+
+class Plan:
+    """Windows of every epoch over row groups of given sizes.
+
+    Parameters
+    ----------
+    rows : ndarray of int64, shape (n_row_groups,)
+        Rows of each row group.
+    window_rows : int
+        Wanted rows a window; the epoch is cut into equal parts nearest to it.
+    n_columns : int
+        Columns read, to judge what reading out of order costs.
+    seed : int
+        Seed of the order.
+    shuffle : bool
+        If false, segments and rows come as they lie.
+
+    Attributes
+    ----------
+    n_windows : int
+        Windows an epoch.
+    scattered : bool
+        Whether row groups larger than a sixteenth of the window are cut into segments that are read out of
+        order, each window skipping to the rows it needs. It costs decoding again, so it is done for data that
+        are small enough. Otherwise a large row group is streamed from its start to its end.
+    """
+
+    def __init__(
+        self, rows: NDArray[np.int64], window_rows: int, *, n_columns: int = 1, seed: int = 0, shuffle: bool = True
+    ) -> None:
+        self.seed, self.shuffle = seed, shuffle
+        self.total = int(rows.sum())
+        self.n_windows = max(1, -(-self.total // max(1, window_rows)))
+        size = max(1, -(-min(window_rows, self.total) // SEGMENTS))
+        pieces = -(-rows // size)
+        extra = float((rows * np.minimum(pieces, self.n_windows)).sum()) / 2 * n_columns
+        self.scattered = shuffle and self.n_windows > 1 and bool((pieces > 1).any()) and extra <= EXTRA_VALUES
+        self._row_group = np.repeat(np.arange(len(rows)), pieces) if self.scattered else np.flatnonzero(rows)
+        first = np.cumsum(pieces) - pieces
+        piece = np.arange(len(self._row_group)) - np.repeat(first, pieces) if self.scattered else 0
+        length = rows[self._row_group]
+        parts = pieces[self._row_group] if self.scattered else np.ones_like(length)
+        self._start = length * piece // parts
+        self._stop = length * (piece + 1) // parts
+        self._epoch: tuple[int, NDArray[np.uint32], NDArray[np.int64]] | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Rows of the largest window."""
+        return -(-self.total // self.n_windows)
+
+    def window(self, epoch: int, index: int) -> list[Run]:
+        """What to read for a window, in the order of row groups."""
+        order, end = self._segments(epoch)
+        low, high = (self.total * i // self.n_windows for i in (index, index + 1))
+        first, last = np.searchsorted(end, low, side="right"), np.searchsorted(end, high, side="left")
+        spans: dict[int, list[tuple[int, int]]] = {}
+        for place in range(int(first), min(int(last), len(order) - 1) + 1):
+            segment = order[place]
+            begin = int(end[place] - self._stop[segment] + self._start[segment])
+            start = int(self._start[segment]) + max(0, low - begin)
+            stop = int(self._stop[segment]) - max(0, int(end[place]) - high)
+            if stop > start:
+                spans.setdefault(int(self._row_group[segment]), []).append((start, stop))
+        return [Run(row_group, tuple(sorted(parts))) for row_group, parts in sorted(spans.items())]
+
+    def row_order(self, epoch: int, index: int, n: int) -> NDArray[np.uint32]:
+        """Order in which the n rows of a window are taken."""
+        return random_order(n, self.seed, epoch, index) if self.shuffle else np.arange(n, dtype=np.uint32)
+
+    def _segments(self, epoch: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Order of the segments in an epoch, and the number of rows up to the end of each."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            n = len(self._row_group)
+            order = random_order(n, self.seed, epoch, SEGMENT_ORDER) if self.shuffle else np.arange(n, dtype=np.uint32)
+            self._epoch = epoch, order, np.cumsum((self._stop - self._start)[order])
+        return self._epoch[1], self._epoch[2]

@@ -1,0 +1,355 @@
+"""The data path: row groups are decoded and encoded by threads into a window while the one before is consumed.
+
+Two windows are in memory. Each run of rows has its place in the window from the plan, so what a window holds
+does not depend on which thread was faster.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError
+from ..features import FeatureSpec
+from .encode import Encoder, Target
+from .profile import find_columns
+from .shuffle import Plan, Run, default_window_rows
+from .source import RowGroupReader, Source, as_source
+from .threads import available_cpus
+
+
+@dataclass
+class Times:
+    """Seconds of thread time by what was done, and what it was done to."""
+
+    reading: float = 0.0
+    encoding: float = 0.0
+    waiting: float = 0.0
+    computing: float = 0.0
+    bytes: float = 0.0
+
+
+class Position(NamedTuple):
+    """Place in a stream: rows of a window of an epoch that are done."""
+
+    epoch: int = 0
+    window: int = 0
+    rows: int = 0
+
+
+START = Position()
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows that are shuffled together.
+
+    Attributes
+    ----------
+    rows : ndarray of float32, shape (capacity, stride)
+        Encoded rows; valid until the next window is asked for.
+    order : ndarray of uint32, shape (n,)
+        Order in which to take them.
+    epoch, index : int
+        Place of the window.
+    last : bool
+        Whether it ends its epoch.
+    skipped : int
+        Rows left out since their target is null.
+    """
+
+    rows: NDArray[np.float32]
+    order: NDArray[np.uint32]
+    epoch: int
+    index: int
+    last: bool
+    skipped: int
+
+
+@dataclass
+class _Filled:
+    """What became of a run: where its rows are, and a reader that stands at its end, if rows follow."""
+
+    place: int
+    rows: int
+    planned: int
+    position: int
+    reading: float
+    encoding: float
+    reader: RowGroupReader | None = field(repr=False, default=None)
+
+
+class WindowStream:
+    """Windows of encoded rows, filled ahead of their use.
+
+    Parameters
+    ----------
+    source : Source
+        Where rows come from.
+    encoder : Encoder
+        What becomes of them.
+    plan : Plan
+        Their order.
+    n_jobs : int
+        Threads that decode and encode; they never change a result.
+    start : Position
+        First window.
+    stop_epoch : int
+        Epoch at which to end.
+    times : Times, optional
+        Takes what was spent on what.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        encoder: Encoder,
+        plan: Plan,
+        *,
+        n_jobs: int = 1,
+        start: Position = START,
+        stop_epoch: int = 1,
+        times: Times | None = None,
+    ) -> None:
+        self.source, self.encoder, self.plan = source, encoder, plan
+        self.n_jobs = n_jobs
+        self.start, self.stop_epoch = start, stop_epoch
+        self.times = times if times is not None else Times()
+        self._row_bytes = source.manifest.row_bytes()
+
+    def __iter__(self) -> Iterator[Window]:
+        pool = ThreadPoolExecutor(self.n_jobs, thread_name_prefix="streamgd-read")
+        try:
+            yield from self._only_window(pool) if self.plan.n_windows == 1 else self._windows(pool)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _only_window(self, pool: ThreadPoolExecutor) -> Iterator[Window]:
+        """All rows fit in one window: it is read once, and each epoch takes a fresh order of it."""
+        rows = self._buffer()
+        n, skipped = self._gather(rows, self._fill(pool, 0, 0, rows, {}))
+        for epoch in range(self.start.epoch, self.stop_epoch):
+            yield Window(rows, self.plan.row_order(epoch, 0, n), epoch, 0, True, skipped)
+
+    def _windows(self, pool: ThreadPoolExecutor) -> Iterator[Window]:
+        places = iter(
+            (epoch, index)
+            for epoch in range(self.start.epoch, self.stop_epoch)
+            for index in range(self.start.window if epoch == self.start.epoch else 0, self.plan.n_windows)
+        )
+        free = [self._buffer(), self._buffer()]
+        filling: deque[tuple[int, int, NDArray[np.float32], list[Future[_Filled]]]] = deque()
+        suspended: dict[int, Future[_Filled]] = {}
+        while True:
+            while free and (place := next(places, None)) is not None:
+                rows = free.pop()
+                filling.append((*place, rows, self._fill(pool, *place, rows, suspended)))
+            if not filling:
+                return
+            epoch, index, rows, futures = filling.popleft()
+            n, skipped = self._gather(rows, futures)
+            order = self.plan.row_order(epoch, index, n)
+            yield Window(rows, order, epoch, index, index == self.plan.n_windows - 1, skipped)
+            free.append(rows)
+
+    def _buffer(self) -> NDArray[np.float32]:
+        return np.empty((self.plan.capacity, self.encoder.layout.stride), np.float32)
+
+    def _fill(
+        self,
+        pool: ThreadPoolExecutor,
+        epoch: int,
+        index: int,
+        rows: NDArray[np.float32],
+        suspended: dict[int, Future[_Filled]],
+    ) -> list[Future[_Filled]]:
+        """Start the threads on a window; a row group that a window cut in two is continued, not read again."""
+        futures, place = [], 0
+        for run in self.plan.window(epoch, index):
+            before = suspended.pop(run.row_group, None)
+            future = pool.submit(self._read, run, rows, place, before)
+            if not self.plan.scattered and run.spans[-1][1] < self.source.manifest.rows[run.row_group]:
+                suspended[run.row_group] = future
+            futures.append(future)
+            place += run.rows
+        return futures
+
+    def _read(self, run: Run, rows: NDArray[np.float32], place: int, before: Future[_Filled] | None) -> _Filled:
+        encoding = 0.0
+        where = self.source.describe(run.row_group)
+        reader, position, out = None, 0, place
+        if before is not None:  # it was started first, so it is done or under way in another thread
+            done = before.result()
+            if done.position == run.spans[0][0]:
+                reader, position = done.reader, done.position
+            done.reader = None
+        began = perf_counter()
+        if reader is None:
+            reader = self.source.open(run.row_group, self.encoder.columns, self.encoder.batch_rows)
+        for start, stop in run.spans:
+            reader.skip(start - position)
+            for batch in reader.read(stop - start):
+                mark = perf_counter()
+                out += self.encoder.encode(batch, rows[out:], where)
+                encoding += perf_counter() - mark
+            position = stop
+        if position == self.source.manifest.rows[run.row_group]:
+            reader.finish()
+            reader = None
+        elif self.plan.scattered:
+            reader = None
+        reading = perf_counter() - began - encoding
+        return _Filled(place, out - place, run.rows, position, reading, encoding, reader)
+
+    def _gather(self, rows: NDArray[np.float32], futures: Sequence[Future[_Filled]]) -> tuple[int, int]:
+        """Wait until a window is full; close the gaps that rows without a target left."""
+        n = skipped = 0
+        for future in futures:
+            began = perf_counter()
+            filled = future.result()
+            self.times.waiting += perf_counter() - began
+            self.times.reading += filled.reading
+            self.times.encoding += filled.encoding
+            self.times.bytes += filled.planned * self._row_bytes
+            if skipped:
+                rows[n : n + filled.rows] = rows[filled.place : filled.place + filled.rows]
+            n += filled.rows
+            skipped += filled.planned - filled.rows
+        return n, skipped
+
+
+class Batch(NamedTuple):
+    """A mini-batch.
+
+    Attributes
+    ----------
+    X : ndarray of float32, shape (n, n_features)
+        Features; NaN where missing.
+    y : ndarray of float32, shape (n,), or None
+        Target.
+    """
+
+    X: NDArray[np.float32]
+    y: NDArray[np.float32] | None
+
+
+class ParquetStream:
+    """Mini-batches of shuffled rows from Parquet shards, resumable at any mini-batch.
+
+    Each pass over the object is one epoch: every row once, in a fresh order. Memory is two windows and the record
+    batches being decoded, however long the data.
+
+    Parameters
+    ----------
+    data : str, path, list of these, pyarrow Table or Dataset
+        Shards: files, directories, globs or URIs.
+    batch_size : int, default=1024
+        Rows a mini-batch; the last of an epoch may be shorter.
+    target : str, optional
+        A column of numbers that becomes ``y``; rows in which it is null are left out. Without it, ``y`` is None.
+    columns : list of str, optional
+        Features, in this order. By default all columns but the target; each must be numbers, or lists of numbers
+        of one length.
+    seed : int, default=0
+        Order of the rows.
+    shuffle : bool, default=True
+        If false, rows come as they lie.
+    window_rows : int, optional
+        Rows that are shuffled together. By default a tenth of the data, within bounds.
+    n_jobs : int, optional
+        Threads that decode; by default the processors of the machine. They never change the order.
+
+    Examples
+    --------
+    >>> import pyarrow as pa, streamgd as sg
+    >>> table = pa.table({"a": [1.0, 2.0, 3.0, 4.0], "y": [0, 1, 0, 1]})
+    >>> stream = sg.ParquetStream(table, batch_size=3, target="y", seed=1)
+    >>> [batch.X.shape for batch in stream]
+    [(3, 1), (1, 1)]
+    >>> stream.state_dict()
+    {'epoch': 1, 'window': 0, 'rows': 0}
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        batch_size: int = 1024,
+        target: str | None = None,
+        columns: Sequence[str] | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        window_rows: int | None = None,
+        n_jobs: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+        self.batch_size = batch_size
+        self.n_jobs = n_jobs or available_cpus()
+        self.source = as_source(data, self.n_jobs)
+        found = find_columns(self.source, target=target, only=columns)
+        self.encoder = Encoder(FeatureSpec.raw(found), None if target is None else Target(target))
+        self.window_rows = window_rows or default_window_rows(self.source.manifest.rows, self.encoder.layout.row_bytes)
+        self.plan = Plan(
+            self.source.manifest.rows,
+            self.window_rows,
+            n_columns=len(self.encoder.columns),
+            seed=seed,
+            shuffle=shuffle,
+        )
+        self._position = Position()
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of the columns of ``X``."""
+        return self.encoder.spec.feature_names()
+
+    def state_dict(self) -> dict[str, int]:
+        """Place after the last mini-batch that was taken; three integers, since rows can be read again."""
+        return self._position._asdict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from a place that `state_dict` of a stream with the same data and parameters gave."""
+        position = Position(**state)
+        if min(position) < 0 or position.window >= self.plan.n_windows:
+            raise ConfigError(f"{state!r} is no place in a stream of {self.plan.n_windows} window(s) an epoch.")
+        self._position = position
+
+    def __iter__(self) -> Iterator[Batch]:
+        start = self._position
+        layout = self.encoder.layout
+        pending: list[NDArray[np.float32]] = []
+        size = 0
+        stream = WindowStream(
+            self.source, self.encoder, self.plan, n_jobs=self.n_jobs, start=start, stop_epoch=start.epoch + 1
+        )
+        for window in stream:
+            done = start.rows if window.index == start.window else 0
+            n = len(window.order)
+            while done < n:
+                take = min(self.batch_size - size, n - done)
+                pending.append(window.rows[window.order[done : done + take]])
+                done, size = done + take, size + take
+                over = done == n
+                if size == self.batch_size or (over and window.last):
+                    self._position = (
+                        Position(window.epoch, window.index, done)
+                        if not over
+                        else Position(window.epoch, window.index + 1)
+                        if not window.last
+                        else Position(window.epoch + 1)
+                    )
+                    rows = np.concatenate(pending) if len(pending) > 1 else pending[0]
+                    pending, size = [], 0
+                    yield Batch(
+                        np.ascontiguousarray(rows[:, : layout.n_features]),
+                        rows[:, layout.y_cell].copy() if layout.has_target else None,
+                    )
+        self._position = Position(start.epoch + 1)

@@ -1,0 +1,147 @@
+"""From Arrow's columns to encoded rows: convert, centre, fill and transpose, one call a record batch.
+
+A group of 16 columns is transposed in vector registers, 16 rows at a time, straight from Arrow's buffers where
+they hold float32 without nulls. Any other column is first converted to float32 in a scratch tile that stays in
+the cache.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray
+
+from .intrinsics import LANES, jit, pointer, transpose_tile
+
+TILE_ROWS = 256
+
+#: Codes of the physical types of a column's buffer.
+FLOAT32, FLOAT64, INT8, INT16, INT32, INT64, UINT8, BOOL = range(8)
+
+
+@jit
+def _convert(values, first, n, out):
+    for i in range(n):
+        out[i] = np.float64(values[first + i])
+
+
+@jit
+def _bit(address, i):
+    return (carray(pointer(address), (i // 8 + 1,), np.uint8)[i // 8] >> np.uint8(i % 8)) & np.uint8(1)
+
+
+@jit
+def read_column(code, address, valid, valid_offset, first, n, out):
+    """Values ``first .. first+n-1`` of a column as float64, NaN where null.
+
+    ``address`` and ``valid`` are addresses of Arrow's buffers (``valid`` 0: no nulls). For numbers ``address``
+    already points at the column's first value; for booleans and the validity bitmap ``valid_offset`` counts the
+    bits before it.
+    """
+    end = (first + n,)
+    if code == FLOAT32:
+        _convert(carray(pointer(address), end, np.float32), first, n, out)
+    elif code == FLOAT64:
+        _convert(carray(pointer(address), end, np.float64), first, n, out)
+    elif code == INT8:
+        _convert(carray(pointer(address), end, np.int8), first, n, out)
+    elif code == INT16:
+        _convert(carray(pointer(address), end, np.int16), first, n, out)
+    elif code == INT32:
+        _convert(carray(pointer(address), end, np.int32), first, n, out)
+    elif code == INT64:
+        _convert(carray(pointer(address), end, np.int64), first, n, out)
+    elif code == UINT8:
+        _convert(carray(pointer(address), end, np.uint8), first, n, out)
+    else:
+        for i in range(n):
+            out[i] = np.float64(_bit(address, valid_offset + first + i))
+    if valid != 0:
+        for i in range(n):
+            if _bit(valid, valid_offset + first + i) == 0:
+                out[i] = np.nan
+
+
+@jit
+def encode_columns(
+    codes,  # int64[c]
+    addresses,  # int64[c]
+    valids,  # int64[c]
+    valid_offsets,  # int64[c]
+    offsets,  # float64[c]: subtracted before rounding to float32
+    fills,  # float32[c]: stands for missing values, after the offset
+    n,
+    cell,  # cell of the first column
+    out,  # float32[>= n, stride]: cells cell..cell+c-1 of each row are written, and up to 15 more after them
+    infinite,  # int64[c]: counts values that are not finite and not missing
+):
+    """Encode n rows of c columns; what lies after them in a row must be written later."""
+    c, stride = len(codes), out.shape[1]
+    wide, scratch = np.empty(TILE_ROWS, np.float64), np.empty((LANES, TILE_ROWS), np.float32)
+    sources = np.empty(LANES, np.int64)
+    group_offsets, group_fills = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    for first in range(0, n, TILE_ROWS):
+        size = min(TILE_ROWS, n - first)
+        whole = size - size % LANES
+        for group in range(0, c, LANES):
+            width = min(LANES, c - group)
+            for k in range(LANES):
+                column = group + min(k, width - 1)
+                group_offsets[k], group_fills[k] = np.float32(0), fills[column]
+                sources[k] = scratch.ctypes.data + min(k, width - 1) * TILE_ROWS * 4
+                if k < width:
+                    if codes[column] == FLOAT32 and valids[column] == 0:
+                        sources[k] = addresses[column] + first * 4
+                        group_offsets[k] = np.float32(offsets[column])
+                    else:
+                        read_column(
+                            codes[column],
+                            addresses[column],
+                            valids[column],
+                            valid_offsets[column],
+                            first,
+                            size,
+                            wide,
+                        )
+                        for i in range(size):
+                            scratch[k, i] = np.float32(wide[i] - offsets[column])
+            odd = np.int64(0)
+            vectors = whole if cell + group + LANES <= stride else 0
+            for i in range(0, vectors, LANES):
+                odd |= transpose_tile(
+                    sources.ctypes.data,
+                    i,
+                    group_offsets.ctypes.data,
+                    group_fills.ctypes.data,
+                    out.ctypes.data + (first * stride + cell + group) * 4,
+                    stride,
+                )
+            for k in range(width):
+                values = carray(pointer(sources[k]), (size,), np.float32)
+                for i in range(vectors, size):
+                    value = values[i] - group_offsets[k]
+                    finite = abs(value) < np.inf
+                    out[first + i, cell + group + k] = value if finite else group_fills[k]
+                    odd |= not finite
+                if odd != 0:
+                    for i in range(size):
+                        infinite[group + k] += abs(values[i] - group_offsets[k]) == np.inf
+
+
+@jit
+def encode_lists(code, address, valid, valid_offset, starts, present, size, offsets, fills, n, cell, out):
+    """Encode n rows of a list column into cells ``cell .. cell+size-1``; return how many values are infinite.
+
+    Row i holds ``size`` values from place ``starts[i]`` of the values' buffer, or is missing (``present[i]`` 0).
+    """
+    infinite = 0
+    wide = np.empty(size, np.float64)
+    for i in range(n):
+        wide[:] = np.nan
+        if present[i]:
+            read_column(code, address, valid, valid_offset, starts[i], size, wide)
+        for j in range(size):
+            value = np.float32(wide[j] - offsets[j])
+            finite = abs(value) < np.inf
+            out[i, cell + j] = value if finite else fills[j]
+            infinite += abs(value) == np.inf
+    return infinite

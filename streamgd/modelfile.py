@@ -1,0 +1,160 @@
+"""Models as safetensors files: arrays, and one JSON text in the header. Nothing in a file is ever run.
+
+A file from a stranger is read with suspicion: sizes are bounded before anything is allocated, and every name, shape
+and number is checked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .atomic import replacing
+from .errors import ModelFileError
+from .features import Column, FeatureSpec
+from .losses import LOSSES
+from .model import Model
+
+FORMAT = 1
+KEY = "streamgd"
+MOST_HEADER_BYTES = 256 << 20
+CLASS_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"), int),
+    **dict.fromkeys(("string", "large_string"), str),
+    **dict.fromkeys(("float", "double", "halffloat"), (int, float)),
+    "bool": bool,
+}
+TENSORS = {"coef": "<f8", "intercept": "<f8", "offset": "<f8", "fill": "<f4", "scale": "<f8", "missing": "<f8"}
+
+
+def save_model(model: Model, path: str | os.PathLike[str]) -> None:
+    """Write a model file, whole or not at all.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written; a file that was there before is as it was.
+    """
+    from safetensors.numpy import save_file
+
+    header = {
+        "format": FORMAT,
+        "task": model.task,
+        "loss": model.loss,
+        "target": model.target,
+        "classes": model.classes,
+        "class_type": model.class_type,
+        "columns": [column.to_json() for column in model.spec.columns],
+        "weights_sha256": model.sha256(),
+        "training": model.training,
+    }
+    arrays = {
+        "coef": model.coef,
+        "intercept": np.array([model.intercept]),
+        "offset": model.spec.offset,
+        "fill": model.spec.fill,
+        "scale": model.scale,
+        "missing": model.missing,
+    }
+    tensors = {name: np.ascontiguousarray(arrays[name].astype(kind)) for name, kind in TENSORS.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={KEY: json.dumps(header, allow_nan=False)})
+
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """Read a model file.
+
+    Raises
+    ------
+    ModelFileError
+        The file is not there, damaged, foreign, or of a later version.
+    """
+    where = f"model file {os.fspath(path)!r}"
+    header, tensors = _read(Path(path), where)
+    try:
+        model = _build(header, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelFileError(f"{where} is damaged: {error}. Train again, or restore the file.") from error
+    if model.sha256() != header.get("weights_sha256"):
+        raise ModelFileError(f"{where} is damaged: its weights do not have the hash that its header names.")
+    return model
+
+
+def _read(path: Path, where: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 1 << 63
+            if length > min(MOST_HEADER_BYTES, size - 8):
+                raise ModelFileError(f"{where} is not a safetensors file, or is cut short.")
+            header_text = file.read(length)
+            data = start + header_text + file.read()
+    except OSError as error:
+        raise ModelFileError(f"{where} cannot be read: {error.strerror}.") from error
+    try:
+        outer = json.loads(header_text, object_pairs_hook=_unique)
+        header = json.loads(outer["__metadata__"][KEY], object_pairs_hook=_unique)
+        tensors = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelFileError(f"{where} is damaged, or was not written by streamgd: {error!r}.") from error
+    if not isinstance(header, dict) or type(header.get("format")) is not int:
+        raise ModelFileError(f"{where} was not written by streamgd.")
+    if header["format"] != FORMAT:
+        raise ModelFileError(f"{where} has format {header['format']}; this streamgd reads format {FORMAT}. Update it.")
+    return header, tensors
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise ValueError("a key occurs twice")
+    return dict(pairs)
+
+
+def _build(header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Model:
+    columns = tuple(Column.from_json(value) for value in header["columns"])
+    n = sum(column.size for column in columns)
+    if set(tensors) != set(TENSORS):
+        raise ValueError(f"it holds the arrays {sorted(tensors)}, expected {sorted(TENSORS)}")
+    for name, kind in TENSORS.items():
+        shape = (1,) if name == "intercept" else (n,)
+        if tensors[name].dtype != np.dtype(kind) or tensors[name].shape != shape:
+            raise ValueError(f"array {name!r} is {tensors[name].dtype}{tensors[name].shape}, expected {kind}{shape}")
+        if not np.isfinite(tensors[name]).all():
+            raise ValueError(f"array {name!r} holds NaN or infinity")
+    task, loss = header["task"], header["loss"]
+    if loss not in LOSSES or LOSSES[loss].task != task:
+        raise ValueError(f"{loss!r} is no loss for {task!r}")
+    classes, class_type = header["classes"], header["class_type"]
+    if task == "classification":
+        if not isinstance(classes, list) or len(classes) != 2 or class_type not in CLASS_TYPES:
+            raise ValueError("a classification needs two classes")
+        if not all(isinstance(label, CLASS_TYPES[class_type]) for label in classes):
+            raise ValueError(f"classes {classes!r} are not of type {class_type}")
+    elif classes is not None or class_type is not None:
+        raise ValueError("a regression has no classes")
+    if not isinstance(header["target"], str) or not isinstance(header["training"], dict):
+        raise ValueError("the target or the description of the training is missing")
+    return Model(
+        task=task,
+        loss=loss,
+        target=header["target"],
+        spec=FeatureSpec(columns, tensors["offset"].astype(np.float64), tensors["fill"].astype(np.float32)),
+        coef=tensors["coef"].astype(np.float64),
+        intercept=float(tensors["intercept"][0]),
+        scale=tensors["scale"].astype(np.float64),
+        missing=tensors["missing"].astype(np.float64),
+        classes=classes,
+        class_type=class_type,
+        training=header["training"],
+    )

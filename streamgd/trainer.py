@@ -1,0 +1,204 @@
+"""The loop: windows of shuffled rows through the kernel, epoch by epoch, until the end or until nothing is gained.
+
+`job.prepare` has fixed everything that is not learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .data.evaluate import mean_loss
+from .data.stream import Position, Times, Window, WindowStream
+from .errors import TrainingDiverged
+from .job import Feed, Job, finish
+from .kernels.drain import LOSS, ROWS, STEP, WEIGHT, drain
+from .memory import peak_rss
+from .model import Model
+
+#: Cells of encoded rows that one call of the kernel takes; between calls progress is told and Ctrl-C is heard.
+CELLS_PER_CALL = 1 << 22
+
+
+@dataclass
+class State:
+    """All that an update reads and writes."""
+
+    params: NDArray[np.float64]
+    slots: NDArray[np.float64]
+    carry: NDArray[np.float64]
+    counters: NDArray[np.int64]
+    totals: NDArray[np.float64]
+
+    @classmethod
+    def start(cls, job: Job) -> State:
+        """Weights 0; the intercept at the base rate (log-odds for classes; the mean is already off a regression)."""
+        n = len(job.inverse_scale) + 1
+        state = cls(
+            np.zeros(n), np.zeros((job.config.method.slots, n)), np.zeros(n), np.zeros(3, np.int64), np.zeros(2)
+        )
+        if job.config.fit_intercept and job.labels.class_weight is not None:
+            negative, positive = np.maximum(job.labels.class_weight, 0.5)
+            state.params[-1] = np.log(positive / negative)
+        return state
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands, as told to a callback."""
+
+    epoch: int
+    epochs: int
+    rows: int
+    total_rows: int
+    steps: int
+    loss: float
+    seconds: float
+    times: Times
+    validation_loss: float | None = None
+
+
+@dataclass
+class Result:
+    """What training gave."""
+
+    model: Model
+    rows: int
+    epochs: int
+    steps: int
+    seconds: float
+    train_loss: float
+    losses: list[float]
+    validation_losses: list[float]
+    skipped_rows: int
+    window_rows: int
+    peak_rss_bytes: int
+    times: Times = field(default_factory=Times)
+
+
+def train(
+    job: Job, feed: Feed, state: State, *, first_epoch: int = 0, callback: Callable[[Progress], None] | None = None
+) -> Result:
+    """Train from a state, which is changed, and return the model.
+
+    Raises
+    ------
+    TrainingDiverged
+        A weight is no longer finite.
+    """
+    began, times = perf_counter(), Times()
+    losses: list[float] = []
+    validation_losses: list[float] = []
+    best: tuple[float, NDArray[np.float64]] | None = None
+    no_gain = skipped = epochs = 0
+
+    def tell(epoch: int) -> None:
+        if callback is not None:
+            loss = _mean(job, state) if state.totals[WEIGHT] else (losses or [np.nan])[-1]
+            total = feed.source.manifest.n_rows * job.config.epochs
+            rows, steps = int(state.counters[ROWS]), int(state.counters[STEP])
+            seconds, validation = perf_counter() - began, validation_losses[-1] if validation_losses else None
+            callback(Progress(epoch, job.config.epochs, rows, total, steps, loss, seconds, times, validation))
+
+    stream = iter(
+        WindowStream(
+            feed.source,
+            job.encoder,
+            feed.plan,
+            n_jobs=feed.memory.n_jobs,
+            start=Position(first_epoch),
+            stop_epoch=first_epoch + job.config.epochs,
+            times=times,
+        )
+    )
+    for window in stream:
+        learn(job, state, window, times, partial(tell, window.epoch))
+        skipped += window.skipped
+        if window.last:
+            epochs += 1
+            losses.append(_mean(job, state))
+            state.totals[:] = 0
+            if feed.validation is not None:
+                score = validation_loss(job, feed, state)
+                validation_losses.append(score)
+                no_gain = no_gain + 1 if best is not None and score > best[0] - job.config.tol else 0
+                if best is None or score < best[0]:
+                    best = score, state.params.copy()
+            tell(window.epoch)
+            if job.config.early_stopping and no_gain >= job.config.n_iter_no_change:
+                break
+    stream.close()  # type: ignore[attr-defined]
+    if job.config.early_stopping and best is not None:
+        state.params[:] = best[1]
+    return Result(
+        model=finish(job, state.params),
+        rows=int(state.counters[ROWS]),
+        epochs=epochs,
+        steps=int(state.counters[STEP]),
+        seconds=perf_counter() - began,
+        train_loss=losses[-1] if losses else float("nan"),
+        losses=losses,
+        validation_losses=validation_losses,
+        skipped_rows=skipped // max(1, epochs),
+        window_rows=feed.plan.capacity,
+        peak_rss_bytes=peak_rss(),
+        times=times,
+    )
+
+
+def learn(job: Job, state: State, window: Window, times: Times, tell: Callable[[], None]) -> None:
+    """Take the rows of a window, mini-batch by mini-batch."""
+    config, layout = job.config, job.encoder.layout
+    call = max(1, CELLS_PER_CALL // layout.stride)
+    n = len(window.order)
+    optimizer_args, schedule_args = np.array(config.optimizer_args()), np.array(config.schedule_args())
+    for start in range(0, n, call):
+        began = perf_counter()
+        stop = min(n, start + call)
+        failed = drain(
+            window.rows,
+            window.order,
+            start,
+            stop,
+            layout.y_cell,
+            layout.w_cell,
+            job.loss.code,
+            config.method.code,
+            optimizer_args,
+            config.schedule.code,
+            schedule_args,
+            config.l2,
+            config.fit_intercept,
+            job.batch_rows,
+            job.inverse_scale,
+            state.params,
+            state.slots,
+            state.carry,
+            state.counters,
+            state.totals,
+            window.last and stop == n,
+        )
+        times.computing += perf_counter() - began
+        if failed >= 0:
+            raise TrainingDiverged(
+                f"step {failed} (epoch {window.epoch + 1}) made a weight infinite or NaN. The learning rate is likely "
+                f"too large for these data: try a tenth of eta0={config.schedule_args()[0]:g}, a larger batch_size, or "
+                f"optimizer='adagrad'."
+            )
+        tell()
+
+
+def _mean(job: Job, state: State) -> float:
+    """Mean loss since the epoch began, each mini-batch scored before it was learned from, in units of the target."""
+    return float(state.totals[LOSS] / max(state.totals[WEIGHT], 1e-300)) * job.labels.scale**2
+
+
+def validation_loss(job: Job, feed: Feed, state: State) -> float:
+    """Mean loss of the held-out or validation rows."""
+    assert feed.validation is not None
+    return mean_loss(feed.validation, finish(job, state.params), weight=job.encoder.weight, n_jobs=feed.memory.n_jobs)
