@@ -21,7 +21,8 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from .config import Config
 from .data.evaluate import evaluate, margins
-from .data.source import Source, TableSource, as_source
+from .data.rowgroups import Source
+from .data.source import TableSource, as_source
 from .data.threads import available_cpus
 from .errors import ConfigError, MissingColumn
 from .features import Column

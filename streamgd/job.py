@@ -13,8 +13,8 @@ from .config import Config
 from .data.encode import Encoder
 from .data.labels import Labels, scan_labels
 from .data.profile import Profile, find_columns, measure_scales
+from .data.rowgroups import Source
 from .data.shuffle import HELD_OUT, Plan, random_order
-from .data.source import Source
 from .data.threads import available_cpus
 from .errors import ConfigError, TooManyClasses
 from .features import FeatureSpec

@@ -11,17 +11,17 @@ from typing import Any
 
 from .config import Config
 from .data.encode import Encoder
+from .data.rowgroups import Manifest
 from .data.shuffle import default_window_rows
-from .data.source import Manifest
+from .data.source import BIG_ROW_GROUP
+from .data.threads import available_cpus
 from .errors import MemoryLimitError
-from .memory import current_rss, default_memory_limit, format_bytes
+from .memory import current_rss, default_memory_limit, format_bytes, parse_bytes
 
 #: A process that has imported everything and compiled all kernels.
 BASE_BYTES = 288 << 20
 #: The smallest window that is worth the name.
 LEAST_WINDOW_ROWS = 1024
-#: Row groups above this many bytes are read through buffers, page by page (see ``data.source``).
-STREAMED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def decode_bytes(manifest: Manifest, encoder: Encoder) -> int:
     """Bytes one thread needs to decode: pages or whole column chunks, twice a record batch, and its encoded piece."""
     batch = 2 * encoder.batch_rows * encoder.layout.row_bytes
     largest = int(manifest.bytes.max())
-    if largest > STREAMED_BYTES:
-        return batch + max(STREAMED_BYTES, len(encoder.columns) * (3 << 20))
+    if largest > BIG_ROW_GROUP:
+        return batch + max(BIG_ROW_GROUP, len(encoder.columns) * (3 << 20))
     return batch + 2 * largest
 
 
@@ -115,3 +115,22 @@ def plan_memory(manifest: Manifest, encoder: Encoder, config: Config, n_jobs: in
         )
     threads = min(n_jobs, max(1, (limit - base - windows(rows)) // decode))
     return MemoryPlan(limit, base, windows(rows), decode, rows, wanted, int(threads))
+
+
+def scoring_threads(manifest: Manifest, encoder: Encoder, memory_limit: str | None, n_jobs: int | None) -> int:
+    """Threads that may score rows in a memory limit.
+
+    Raises
+    ------
+    MemoryLimitError
+        Not even one fits.
+    """
+    wanted = n_jobs or available_cpus()
+    decode = decode_bytes(manifest, encoder)
+    limit = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit)
+    fitting = (limit - BASE_BYTES) // decode
+    if fitting < 1 and memory_limit is not None:
+        raise MemoryLimitError(
+            f"memory_limit is {format_bytes(limit)}, but scoring these data needs {format_bytes(BASE_BYTES + decode)}."
+        )
+    return int(max(1, min(wanted, fitting)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,9 @@ from ..kernels import layout as kernels
 BATCH_BYTES = 16 << 20
 BATCH_ROWS = (128, 65_536)
 CENTRE_ROWS = 32
+LINE_CELLS = 16
+#: Where pandas puts an index that it writes; an index is no feature.
+PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 
 _CODES = {
     pa.float32(): kernels.FLOAT32,
@@ -75,7 +79,7 @@ def feature_fields(
     drop: Sequence[str] = (),
     only: Sequence[str] | None = None,
 ) -> list[pa.Field]:
-    """Fields of a schema that become features: all but target, weight and ``drop``, or those in ``only``.
+    """Fields of a schema that become features: all but target, weight, ``drop`` and an index of pandas, or ``only``.
 
     Raises
     ------
@@ -88,7 +92,10 @@ def feature_fields(
     for role, name in [*named, *(("feature", name) for name in only or ())]:
         if name is not None:
             require(schema, name, role)
-    left = [name for name in schema.names if name not in (target, weight, *drop)] if only is None else only
+    left = only
+    if left is None:
+        taken = (target, weight, *drop)
+        left = [name for name in schema.names if name not in taken and not PANDAS_INDEX.fullmatch(name)]
     fields = [schema.field(name) for name in left]
     unusable = [field for field in fields if not is_number(field.type) and not is_vector(field.type)]
     if unusable:
@@ -246,6 +253,13 @@ class Encoder:
         names += [self.target.name] if self.target is not None else []
         return list(dict.fromkeys(names + ([self.weight] if self.weight is not None else [])))
 
+    def new_rows(self, n: int) -> NDArray[np.float32]:
+        """Memory for n encoded rows; rows begin where cache lines do, so that a random row touches no line more."""
+        stride = self.layout.stride
+        memory = np.zeros(n * stride + LINE_CELLS, np.float32)
+        skip = -(memory.ctypes.data // 4) % LINE_CELLS
+        return memory[skip : skip + n * stride].reshape(n, stride)
+
     @property
     def batch_rows(self) -> int:
         """Rows a record batch, so that its decoded columns take about 16 MiB."""
@@ -273,7 +287,8 @@ class Encoder:
         batch : pyarrow.RecordBatch
             At least the columns of `columns`.
         out : ndarray of float32, shape (>= n, stride)
-            Takes the rows.
+            Takes the rows. Cells after the last used one keep what they have, or get a copy of a feature, so they
+            must be finite before (`new_rows`): kernels multiply them by 0.
         where : str
             Shard and row group, for messages.
 
@@ -294,8 +309,6 @@ class Encoder:
             keep = ~missing if missing.any() else None
         if self.weight is not None:
             out[:, layout.w_cell] = sample_weights(batch.column(self.weight), self.weight, where) * self.weight_scale
-        used = layout.n_features + layout.has_target + layout.has_weight
-        out[:, used:] = 0
         if keep is None:
             return n
         kept = int(keep.sum())

@@ -13,7 +13,7 @@ from ..errors import SchemaMismatch
 from ..metrics import BinaryMetrics, RegressionMetrics
 from ..model import Model, sigmoid
 from .encode import Encoder, Target, is_number, is_vector, require, sample_weights
-from .source import Source
+from .rowgroups import Source
 from .threads import consecutive, parallel
 
 #: Parts that are scored at once and merged in order. Fixed, so that the number of threads changes no digit.
@@ -47,7 +47,7 @@ def encoded(
 ) -> Iterator[tuple[pa.RecordBatch, NDArray[np.float32]]]:
     """Record batches of a row group and their encoded rows (valid until the next)."""
     columns = list(dict.fromkeys([*encoder.columns, *extra]))
-    rows = np.empty((encoder.batch_rows, encoder.layout.stride), np.float32)
+    rows = encoder.new_rows(encoder.batch_rows)
     where = source.describe(row_group)
     n = int(source.manifest.rows[row_group])
     if n == 0:

@@ -11,12 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..errors import AllNullTarget, BadWeight, SingleClass, TargetError, TooManyClasses
 from .encode import Target, is_number, require, sample_weights
-from .source import Source
+from .rowgroups import Source
 from .threads import consecutive, parallel
 
 Task = Literal["classification", "regression"]
@@ -24,6 +23,7 @@ Task = Literal["classification", "regression"]
 #: Integers with more distinct values than this are a regression unless the task says otherwise.
 AUTO_CLASSES = 50
 MOST_CLASSES = 100_000
+DENSE_RANGE = 4096
 
 
 @dataclass(frozen=True)
@@ -162,17 +162,16 @@ class _LabelScan:
                 values = values.drop_null()
             if len(values) == 0:
                 continue
-            if self.task != "classification" and is_number(self.kind):
-                self._moments(part, values, weights, where)
-            if self.task != "regression":
+            if self.task == "regression":
+                self._moments(part, Target(self.target).numbers(values, where), weights)
+            else:
                 self._count(part, values, weights, where)
             part.rows += len(values)
             part.weight += len(values) if weights is None else float(weights.sum())
         return part
 
-    def _moments(self, part: _Part, values: pa.Array, weights: NDArray[np.float64] | None, where: str) -> None:
+    def _moments(self, part: _Part, numbers: NDArray[np.float64], weights: NDArray[np.float64] | None) -> None:
         """Merge mean and sum of squared deviations (Chan, Golub, LeVeque 1983)."""
-        numbers = Target(self.target).numbers(values, where)
         weight = float(len(numbers) if weights is None else weights.sum())
         if weight == 0:
             return
@@ -183,19 +182,16 @@ class _LabelScan:
         part.mean += (mean - part.mean) * weight / total
 
     def _count(self, part: _Part, values: pa.Array, weights: NDArray[np.float64] | None, where: str) -> None:
-        if self.task is None and len(part.classes) > AUTO_CLASSES:
-            return
+        """Add the weight of each distinct value; numbers that may yet be a regression give their moments too."""
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()
-        if pa.types.is_floating(values.type):
-            Target(self.target).numbers(values, where)
-        if weights is None:
-            counted = pc.value_counts(values)
-            distinct, counts = counted.field("values"), counted.field("counts").to_numpy()
-        else:
-            encoded = values.dictionary_encode()
-            distinct = encoded.dictionary
-            counts = np.bincount(encoded.indices.to_numpy(), weights=weights, minlength=len(distinct))
+        distinct, counts = _weigh(values, weights)
+        if is_number(self.kind):
+            numbers = Target(self.target).numbers(distinct, where)
+            if self.task is None:
+                self._moments(part, numbers, counts)
+        if self.task is None and len(part.classes) > AUTO_CLASSES:
+            return
         if len(distinct) > MOST_CLASSES:
             raise TooManyClasses(
                 f"{where}: target {self.target!r} holds {len(distinct)} distinct values in one row group; that is no "
@@ -203,6 +199,19 @@ class _LabelScan:
             )
         for label, count in zip(distinct.to_pylist(), counts.tolist(), strict=True):
             part.classes[label] = part.classes.get(label, 0.0) + count
+
+
+def _weigh(values: pa.Array, weights: NDArray[np.float64] | None) -> tuple[pa.Array, NDArray[np.float64]]:
+    """Distinct values and the sum of weights of each."""
+    if pa.types.is_integer(values.type):
+        numbers = values.to_numpy()
+        least, most = int(numbers.min()), int(numbers.max())
+        if most - least < DENSE_RANGE:  # half the time of hashing
+            counts = np.bincount(np.subtract(numbers, least, dtype=np.int64), weights=weights).astype(np.float64)
+            found = np.flatnonzero(counts)
+            return pa.array(found + least).cast(values.type), counts[found]
+    encoded = values.dictionary_encode()
+    return encoded.dictionary, np.bincount(encoded.indices.to_numpy(), weights=weights).astype(np.float64)
 
 
 def _classes(parts: list[_Part], distinct: set[Any], target: str, kind: pa.DataType, weight: str | None) -> Labels:

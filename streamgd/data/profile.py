@@ -18,8 +18,8 @@ from ..features import Column, FeatureSpec
 from ..kernels.moments import add_moments
 from .encode import Encoder, feature_fields, is_number, vector_parts
 from .labels import Labels
+from .rowgroups import Source
 from .shuffle import SAMPLE, random_order
-from .source import Source
 from .threads import parallel
 
 #: Rows up to which the sample is all rows.
@@ -109,8 +109,8 @@ def measure_scales(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], int]:
     """Mean, standard deviation and missing share of each feature in the sample, and its rows.
 
-    Each piece is centred on a typical value of its own first, so that a mean far from 0 costs no digits; pieces are merged
-    in their order, so that threads do not matter.
+    Each piece is centred on a typical value of its own first, so that a mean far from 0 costs no digits; pieces are
+    merged in their order, so that threads do not matter.
     """
     spec = FeatureSpec.raw(columns)
     n_features = spec.n_features
@@ -118,7 +118,8 @@ def measure_scales(
     def moments(piece: tuple[int, int, int]) -> tuple[Any, ...]:
         row_group, start, stop = piece
         raw = Encoder(spec, weight=weight)
-        reader = source.open(row_group, raw.columns, raw.batch_rows)
+        batch_rows = min(raw.batch_rows, PIECE_ROWS // 2)
+        reader = source.open(row_group, raw.columns, batch_rows)
         reader.skip(start)
         centre = np.zeros(n_features)
         count, total, square = np.zeros((3, n_features))
@@ -127,7 +128,7 @@ def measure_scales(
             if encoder is None:
                 centre = raw.centres(batch)
                 encoder = Encoder(FeatureSpec(columns, centre, spec.fill), weight=weight)
-                rows = np.empty((raw.batch_rows, encoder.layout.stride), np.float32)
+                rows = encoder.new_rows(batch_rows)
             n = encoder.encode(batch, rows, source.describe(row_group))
             w_cell = encoder.layout.w_cell
             add_moments(rows, n, w_cell, count, total, square)

@@ -20,9 +20,11 @@ WINDOW_ROW_GROUPS = 10
 #: ... and between these bounds in encoded bytes. Two windows are in memory at a time.
 WINDOW_BYTES = (32 << 20, 256 << 20)
 
-#: A window should hold this many segments, so that it resembles the whole.
+#: Row groups of which a window would hold less than this many whole ones are cut into segments ...
+FEW_ROW_GROUPS = 4
+#: ... of which it holds this many, so that it resembles the whole ...
 SEGMENTS = 16
-#: Row groups are cut into segments that are read out of order only if that costs at most this many values more.
+#: ... if reading them out of order costs at most this many values more (a few seconds).
 EXTRA_VALUES = 1_000_000_000
 
 #: Third parts of keys that are not windows (`numpy.random.SeedSequence` pads keys with 0, so lengths do not tell).
@@ -104,9 +106,9 @@ class Plan:
     n_windows : int
         Windows an epoch.
     scattered : bool
-        Whether row groups larger than a sixteenth of the window are cut into segments that are read out of
-        order, each window skipping to the rows it needs. It costs decoding again, so it is done for data that
-        are small enough. Otherwise a large row group is streamed from its start to its end.
+        Whether row groups that are large for the window are cut into segments that are read out of order, each
+        window skipping to the rows it needs. It costs decoding again, so it is done for data that are small
+        enough. Otherwise a large row group is streamed from its start to its end.
     """
 
     def __init__(
@@ -115,8 +117,10 @@ class Plan:
         self.seed, self.shuffle = seed, shuffle
         self.total = int(rows.sum())
         self.n_windows = max(1, -(-self.total // max(1, window_rows)))
-        size = max(1, -(-min(window_rows, self.total) // SEGMENTS))
-        pieces = -(-rows // size)
+        window = min(window_rows, self.total)
+        pieces = np.where(
+            rows * FEW_ROW_GROUPS > window, -(-rows // max(1, -(-window // SEGMENTS))), np.minimum(rows, 1)
+        )
         extra = float((rows * np.minimum(pieces, self.n_windows)).sum()) / 2 * n_columns
         self.scattered = shuffle and self.n_windows > 1 and bool((pieces > 1).any()) and extra <= EXTRA_VALUES
         self._row_group = np.repeat(np.arange(len(rows)), pieces) if self.scattered else np.flatnonzero(rows)

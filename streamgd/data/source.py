@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +24,11 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, EmptyData, MissingColumn, SchemaMismatch, StreamgdError, UnreadableShard
+from ..errors import ConfigError, EmptyData, MissingColumn, StreamgdError, UnreadableShard
 from .paths import hive_column, relative_names, resolve
+from .rowgroups import Manifest, RowGroupReader, Source
+from .threads import available_cpus
+from .widen import bit_width, cast, merge, refuse_duplicates
 
 # A row group above this is read through small buffers, and by a file of its own that can change threads with it.
 BIG_ROW_GROUP = 64 << 20
@@ -34,147 +36,6 @@ BIG_ROW_GROUP = 64 << 20
 OPEN_FILES = 16
 OPEN_FOOTER_BYTES = 16 << 20
 TABLE_ROW_GROUP_ROWS = 65_536
-
-
-@dataclass(frozen=True, eq=False)
-class Manifest:
-    """What the footers say, one entry a row group; row groups without rows are left out.
-
-    Attributes
-    ----------
-    shard : ndarray of int32, shape (n,)
-        Number of the shard.
-    index : ndarray of int32, shape (n,)
-        Number of the row group inside its shard.
-    rows : ndarray of int64, shape (n,)
-        Rows, all of them positive.
-    bytes : ndarray of int64, shape (n,)
-        Encoded but uncompressed size of all columns.
-    file_bytes : ndarray of int64, shape (shards,)
-        Size of each shard on disk.
-    schema : pyarrow.Schema
-        Columns of the first shard with the types that hold every shard, then the hive columns.
-    """
-
-    shard: NDArray[np.int32]
-    index: NDArray[np.int32]
-    rows: NDArray[np.int64]
-    bytes: NDArray[np.int64]
-    file_bytes: NDArray[np.int64]
-    schema: Any
-
-    @property
-    def n_rows(self) -> int:
-        """Rows of all row groups."""
-        return int(self.rows.sum())
-
-    @property
-    def n_row_groups(self) -> int:
-        """Number of row groups."""
-        return len(self.rows)
-
-    def row_bytes(self) -> float:
-        """Mean uncompressed bytes of a row, all columns together."""
-        return float(self.bytes.sum()) / max(1, self.n_rows)
-
-    def take(self, row_groups: NDArray[Any]) -> Manifest:
-        """Keep some row groups, numbered anew in the order given."""
-        chosen = np.asarray(row_groups)
-        if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
-            raise ConfigError(f"row groups must be a vector of integers, not {chosen.dtype} of shape {chosen.shape}")
-        if chosen.size and (chosen.min() < 0 or chosen.max() >= self.n_row_groups):
-            raise ConfigError(f"row groups must lie in 0..{self.n_row_groups - 1}")
-        return replace(self, **{name: getattr(self, name)[chosen] for name in ("shard", "index", "rows", "bytes")})
-
-
-class RowGroupReader:
-    """The rows of one row group, front to back, in pieces of any size.
-
-    Parameters
-    ----------
-    batches : iterator of pyarrow.RecordBatch
-        The rows.
-    rows : int
-        How many there should be.
-    where : str
-        Names the row group in messages.
-    """
-
-    def __init__(self, batches: Iterator[Any], rows: int, where: str) -> None:
-        self._batches = batches
-        self._rest: Any = None
-        self.rows, self.done, self.where = rows, 0, where
-
-    def read(self, n: int) -> Iterator[Any]:
-        """Yield record batches that make up exactly the next `n` rows.
-
-        Raises
-        ------
-        UnreadableShard
-            The row group ends before that, or cannot be decoded.
-        """
-        if not 0 <= n <= self.rows - self.done:
-            raise ValueError(f"{n} rows asked for, {self.rows - self.done} are left in {self.where}")
-        while n:
-            batch, self._rest = self._next(), None
-            if batch is None:
-                raise UnreadableShard(
-                    f"{self.where} ends early: the footer says {self.rows} rows, the pages hold {self.done}; "
-                    "write the shard again or leave it out"
-                )
-            if batch.num_rows > n:
-                batch, self._rest = batch.slice(0, n), batch.slice(n)
-            n -= batch.num_rows
-            self.done += batch.num_rows
-            yield batch
-
-    def skip(self, n: int) -> None:
-        """Pass over the next `n` rows; Parquet has no way to them but decoding."""
-        for _ in self.read(n):
-            pass
-
-    def finish(self) -> None:
-        """Pass over what is left and make sure that the row group ends where the footer says."""
-        self.skip(self.rows - self.done)
-        if (batch := self._next()) is not None:
-            raise UnreadableShard(
-                f"{self.where} does not end: the footer says {self.rows} rows, the pages hold at least "
-                f"{self.rows + batch.num_rows}; write the shard again or leave it out"
-            )
-
-    def _next(self) -> Any:
-        if self._rest is not None:
-            return self._rest
-        return next((batch for batch in self._batches if batch.num_rows), None)
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Row groups that can be planned over and opened in any order, from any thread."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """What there is."""
-
-    @property
-    def schema(self) -> Any:
-        """The pyarrow schema of `manifest`, which record batches follow."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Name of each shard."""
-
-    def open(self, row_group: int, columns: Sequence[str], batch_rows: int) -> RowGroupReader:
-        """Start reading some columns of a row group, in record batches of at most `batch_rows` rows."""
-
-    def describe(self, row_group: int) -> str:
-        """Name a row group for a message."""
-
-    def fingerprint(self) -> str:
-        """SHA-256 of what identifies the data, wherever they lie."""
-
-    def subset(self, row_groups: NDArray[Any]) -> Source:
-        """Restrict the source to some of its row groups, numbered anew."""
 
 
 class ParquetSource:
@@ -222,7 +83,7 @@ class ParquetSource:
         shards = resolve(spec)
         self.names: Sequence[str] = relative_names(shards.paths)
         self._filesystem, self._paths = shards.filesystem, shards.paths
-        self._n_jobs = n_jobs or _cpus()
+        self._n_jobs = n_jobs or available_cpus()
         self._hive = {key: hive_column([values[key] for values in shards.hive]) for key in shards.hive[0]}
         self.manifest = self._plan()
         self._open_files = _OpenFiles()
@@ -284,7 +145,7 @@ class ParquetSource:
             for name, footer in zip(self.names, footers, strict=True):
                 if footer.schema not in merged:
                     merged.add(footer.schema)
-                    _merge(fields, footer.schema, name, self._hive)
+                    merge(fields, footer.schema, name, self._hive)
                 kept = [number for number, count in enumerate(footer.rows) if count]
                 index.extend(kept)
                 rows.extend(footer.rows[number] for number in kept)
@@ -309,10 +170,11 @@ class ParquetSource:
                 raise UnreadableShard(f"shard {self.names[shard]} is empty (0 bytes); write it again or remove it")
             parquet = pq.ParquetFile(file, pre_buffer=False)
             metadata, schema = parquet.metadata, parquet.schema_arrow.remove_metadata()
-            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-            rows = array("q", [group.num_rows for group in groups])
-            # Some writers leave the size out.
-            sizes = array("q", [group.total_byte_size if group.total_byte_size > 0 else size for group in groups])
+            rows, sizes = array("q"), array("q")
+            for number in range(metadata.num_row_groups):
+                group = metadata.row_group(number)
+                rows.append(group.num_rows)
+                sizes.append(group.total_byte_size if group.total_byte_size > 0 else size)  # some writers leave it out
             if sum(rows) != metadata.num_rows or min(rows, default=0) < 0:
                 raise UnreadableShard(
                     f"shard {self.names[shard]}: its footer contradicts itself, it says {metadata.num_rows} rows, but "
@@ -326,22 +188,21 @@ class ParquetSource:
         rows, size = int(manifest.rows[row_group]), int(manifest.bytes[row_group])
         names = [name for name in schema.names if name not in self._hive] or [self._narrowest()]
         with _reading(where):
-            if size > BIG_ROW_GROUP:
-                buffer = min(max((32 << 20) // len(names), 64 << 10), 1 << 20)
-                file = self._open(shard, buffer)
-            else:
-                file = self._open_files.get(shard, lambda: self._open(shard, 0), OPEN_FOOTER_BYTES // self._n_jobs)
+            file = self._open_files.get(shard, lambda: self._open(shard), OPEN_FOOTER_BYTES // self._n_jobs)
             if index >= file.num_row_groups or file.metadata.row_group(index).num_rows != rows:
                 raise UnreadableShard(f"{where} is not what it was when the job began; begin again, without --resume")
+            if size > BIG_ROW_GROUP:
+                buffer = min(max((32 << 20) // len(names), 64 << 10), 1 << 20)
+                file = self._open(shard, buffer_size=buffer, metadata=file.metadata)
             batches = file.iter_batches(min(batch_rows, rows), row_groups=[index], columns=names, use_threads=False)
             for batch in batches:
                 yield self._conform(batch, schema, shard, where)
 
-    def _open(self, shard: int, buffer_size: int) -> Any:
-        # Page checksums stay off: verifying them costs 20 % of the decoding where a file has them (measured on
-        # snappy float32; Arrow computes them byte by byte), and most writers, pyarrow among them, write none.
+    def _open(self, shard: int, *, buffer_size: int = 0, metadata: Any = None) -> Any:
+        # Page checksums stay off: verifying them adds 20 % to decoding where a file has them (measured on snappy
+        # float32), and pyarrow for one writes none unless asked to.
         file = self._filesystem.open_input_file(self._paths[shard])
-        return pq.ParquetFile(file, pre_buffer=False, memory_map=False, buffer_size=buffer_size)
+        return pq.ParquetFile(file, metadata=metadata, pre_buffer=False, memory_map=False, buffer_size=buffer_size)
 
     def _conform(self, batch: Any, schema: Any, shard: int, where: str) -> Any:
         """Give a record batch the columns asked for, in order, with the types of the manifest."""
@@ -356,11 +217,11 @@ class ParquetSource:
             place = batch.schema.get_field_index(field.name)
             if place < 0:
                 raise UnreadableShard(f"{where} has no column {field.name}, which the footer promised when planned")
-            columns.append(_cast(batch.column(place), field, where))
+            columns.append(cast(batch.column(place), field, where))
         return pa.RecordBatch.from_arrays(columns, schema=schema) if columns else batch.select([])
 
     def _narrowest(self) -> str:
-        return str(min((f for f in self.schema if f.name not in self._hive), key=lambda f: _bit_width(f.type)).name)
+        return str(min((f for f in self.schema if f.name not in self._hive), key=lambda f: bit_width(f.type)).name)
 
 
 class TableSource:
@@ -386,7 +247,7 @@ class TableSource:
             raise ConfigError(f"row_group_rows is {row_group_rows}, expected at least 1")
         if not table.num_rows or not table.num_columns:
             raise EmptyData(f"the table has {table.num_rows} rows and {table.num_columns} columns")
-        _refuse_duplicates(table.schema, "the table")
+        refuse_duplicates(table.schema, "the table")
         size = row_group_rows or min(max(-(-table.num_rows // 64), 1), TABLE_ROW_GROUP_ROWS)
         self._size = size
         self._table = table.replace_schema_metadata()
@@ -502,10 +363,6 @@ def _reading(where: str) -> Iterator[None]:
         raise UnreadableShard(f"{where} cannot be read: {exc}; write the shard again or leave it out") from exc
 
 
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _select(schema: Any, columns: Sequence[str], batch_rows: int) -> Any:
     if batch_rows < 1:
         raise ValueError(f"batch_rows is {batch_rows}, expected at least 1")
@@ -523,117 +380,3 @@ def _digest(text: str, *arrays: NDArray[Any]) -> str:
     for numbers in arrays:
         digest.update(len(numbers).to_bytes(8, "little") + numbers.astype("<i8").tobytes())
     return digest.hexdigest()
-
-
-def _bit_width(type_: Any) -> int:
-    try:
-        return int(type_.bit_width)
-    except ValueError:  # strings, lists
-        return 1 << 20
-
-
-def _refuse_duplicates(schema: Any, where: str) -> None:
-    if len(set(schema.names)) < len(schema.names):
-        twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
-        raise SchemaMismatch(f"{where} has more than one column called {', '.join(twice)}; rename all but one")
-
-
-def _merge(fields: dict[str, Any], schema: Any, name: str, hive: Mapping[str, Any]) -> None:
-    """Widen the columns known so far to hold those of another shard; the first shard says which there are."""
-    _refuse_duplicates(schema, f"shard {name}")
-    if both := [key for key in hive if key in schema.names]:
-        raise SchemaMismatch(
-            f"shard {name} has {both[0]} twice: as a column of the file and as {both[0]}=... in its path; "
-            "rename one, or give the files by name, which leaves their paths out"
-        )
-    if not fields:
-        fields.update((field.name, field.remove_metadata()) for field in schema)
-    for column, field in fields.items():
-        place = schema.get_field_index(column)
-        other = schema.field(place) if place >= 0 else None
-        widened = widen(field.type, other.type) if other is not None else None
-        if other is None or widened is None:
-            raise SchemaMismatch(
-                f"shard {name}, column {column}: found {'no such column' if other is None else other.type}, expected "
-                f"{field.type} as in the shards before; write it with that type or leave the shard out"
-            )
-        fields[column] = pa.field(column, widened, field.nullable or other.nullable)
-
-
-def widen(one: Any, other: Any) -> Any:
-    """Find the Arrow type that holds the values of both types, None if no type does so safely.
-
-    Examples
-    --------
-    >>> widen(pa.int32(), pa.float32()), widen(pa.decimal128(5, 2), pa.decimal128(9, 0)), widen(pa.int8(), pa.string())
-    (DataType(double), Decimal128Type(decimal128(11, 2)), None)
-    """
-    types, both = pa.types, (one, other)
-    if one == other or types.is_null(other):
-        return one
-    if types.is_null(one):
-        return other
-    if any(map(types.is_dictionary, both)):
-        return widen(*(each.value_type if types.is_dictionary(each) else each for each in both))
-    if all(types.is_integer(each) or types.is_floating(each) for each in both):
-        promoted = np.promote_types(one.to_pandas_dtype(), other.to_pandas_dtype())
-        # NumPy makes float64 of uint64 and int64; as int64, values that do not fit are refused when they are read.
-        return (
-            pa.int64() if promoted.kind == "f" and all(map(types.is_integer, both)) else pa.from_numpy_dtype(promoted)
-        )
-    if all(types.is_decimal(each) or types.is_integer(each) for each in both):
-        scale = max(_scale(each) for each in both)
-        precision = scale + max(_digits(each) for each in both)
-        return (
-            None
-            if precision > 76
-            else pa.decimal128(precision, scale)
-            if precision <= 38
-            else pa.decimal256(precision, scale)
-        )
-    for plain, large, view, narrow, wide in (
-        (types.is_string, types.is_large_string, types.is_string_view, pa.string, pa.large_string),
-        (types.is_binary, types.is_large_binary, types.is_binary_view, pa.binary, pa.large_binary),
-    ):
-        if all(plain(each) or large(each) or view(each) for each in both):
-            return wide() if any(map(large, both)) else narrow()
-    if all(types.is_list(each) or types.is_large_list(each) or types.is_fixed_size_list(each) for each in both):
-        value = widen(one.value_type, other.value_type)
-        if value is None:
-            return None
-        if all(map(types.is_fixed_size_list, both)) and one.list_size == other.list_size:
-            return pa.list_(value, one.list_size)
-        return pa.large_list(value) if any(map(types.is_large_list, both)) else pa.list_(value)
-    return None
-
-
-def _scale(type_: Any) -> int:
-    return int(type_.scale) if pa.types.is_decimal(type_) else 0
-
-
-def _digits(type_: Any) -> int:
-    """Decimal digits before the point, as Arrow counts them for integers."""
-    if pa.types.is_decimal(type_):
-        return int(type_.precision) - int(type_.scale)
-    digits = {8: 3, 16: 5, 32: 10, 64: 20 if pa.types.is_unsigned_integer(type_) else 19}
-    return digits[type_.bit_width]
-
-
-def _cast(values: Any, field: Any, where: str) -> Any:
-    """Cast the values of a shard to the type that holds all shards."""
-    target, inner = field.type, field.type
-    if values.type == target:
-        return values
-    if pa.types.is_null(values.type):
-        return pa.nulls(len(values), target)
-    while hasattr(inner, "value_type"):
-        inner = inner.value_type
-    try:
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
-        return values.cast(target, safe=not pa.types.is_floating(inner))
-    except pa.ArrowException as exc:
-        raise SchemaMismatch(
-            f"{where}, column {field.name}: found {values.type}, expected {target} to hold all shards, but {exc}; "
-            "write the column with one type"
-        ) from exc

@@ -20,8 +20,9 @@ from ..errors import ConfigError
 from ..features import FeatureSpec
 from .encode import Encoder, Target
 from .profile import find_columns
+from .rowgroups import RowGroupReader, Source
 from .shuffle import Plan, Run, default_window_rows
-from .source import RowGroupReader, Source, as_source
+from .source import as_source
 from .threads import available_cpus
 
 
@@ -133,7 +134,7 @@ class WindowStream:
 
     def _only_window(self, pool: ThreadPoolExecutor) -> Iterator[Window]:
         """All rows fit in one window: it is read once, and each epoch takes a fresh order of it."""
-        rows = self._buffer()
+        rows = self.encoder.new_rows(self.plan.capacity)
         n, skipped = self._gather(rows, self._fill(pool, 0, 0, rows, {}))
         for epoch in range(self.start.epoch, self.stop_epoch):
             yield Window(rows, self.plan.row_order(epoch, 0, n), epoch, 0, True, skipped)
@@ -144,7 +145,7 @@ class WindowStream:
             for epoch in range(self.start.epoch, self.stop_epoch)
             for index in range(self.start.window if epoch == self.start.epoch else 0, self.plan.n_windows)
         )
-        free = [self._buffer(), self._buffer()]
+        free = [self.encoder.new_rows(self.plan.capacity), self.encoder.new_rows(self.plan.capacity)]
         filling: deque[tuple[int, int, NDArray[np.float32], list[Future[_Filled]]]] = deque()
         suspended: dict[int, Future[_Filled]] = {}
         while True:
@@ -158,9 +159,6 @@ class WindowStream:
             order = self.plan.row_order(epoch, index, n)
             yield Window(rows, order, epoch, index, index == self.plan.n_windows - 1, skipped)
             free.append(rows)
-
-    def _buffer(self) -> NDArray[np.float32]:
-        return np.empty((self.plan.capacity, self.encoder.layout.stride), np.float32)
 
     def _fill(
         self,

@@ -1,0 +1,394 @@
+"""The command line. Standard output is the result; progress, warnings and errors go to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from .errors import ConfigError, DataError, StreamgdError
+
+app = typer.Typer(
+    name="streamgd",
+    help="Train linear and logistic models on Parquet data of any size, in fixed memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+EXIT_OTHER = 1
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@contextmanager
+def reporting(as_json: bool) -> Iterator[None]:
+    """Turn errors that a user can meet into one message and an exit code."""
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        yield
+    except StreamgdError as error:
+        _fail(type(error).__name__, str(error), error.exit_code, as_json)
+    except KeyboardInterrupt:
+        _fail("Interrupted", "interrupted; nothing was saved.", EXIT_OTHER, as_json)
+    except OSError as error:
+        _fail(type(error).__name__, str(error), EXIT_OTHER, as_json)
+
+
+def _fail(name: str, message: str, code: int, as_json: bool) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": name, "message": message, "exit_code": code}))
+    raise typer.Exit(code)
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take defaults of the other options from a TOML file."""
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path} cannot be read as TOML: {error}") from error
+    values = {name.replace("-", "_"): value for name, value in values.items()}
+    known = {parameter.name for parameter in context.command.params} - {"config"}
+    if unknown := sorted(set(values) - known):
+        raise typer.BadParameter(f"{path} sets {', '.join(unknown)}; known are {', '.join(sorted(map(str, known)))}.")
+    context.default_map = {**(context.default_map or {}), **values}
+    return path
+
+
+def _columns(text: list[str] | None) -> list[str]:
+    return [name.strip() for part in text or [] for name in part.split(",") if name.strip()]
+
+
+def _batch_size(text: str) -> int | Literal["auto"] | None:
+    if text in ("auto", "all"):
+        return "auto" if text == "auto" else None
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--batch-size is {text!r}; expected a number of rows, 'all' or 'auto'.") from None
+
+
+Shards = Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Files, directories, globs or URIs.")]
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file that train wrote.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; the log goes to standard error.")]
+Threads = Annotated[int | None, typer.Option(help="Threads; all processors by default. They never change a result.")]
+Limit = Annotated[
+    str | None, typer.Option(help="Bound for the whole process, such as 1GB; a quarter of the memory by default.")
+]
+Drop = Annotated[list[str] | None, typer.Option(metavar="COLS", help="Columns that are not features, with commas.")]
+
+
+@app.command()
+def train(
+    shards: Shards,
+    target: Annotated[str, typer.Option(metavar="COL", help="Column to predict.")],
+    task: Annotated[
+        str | None, typer.Option(help="classification or regression; by default by the type of the target.")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="log_loss or squared_error; by default by the task.")] = None,
+    optimizer: Annotated[str, typer.Option(help="adagrad, sgd, momentum or nesterov.")] = "adagrad",
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 5,
+    batch_size: Annotated[str, typer.Option(help="Rows a step; 'all' is batch gradient descent.")] = "auto",
+    alpha: Annotated[float, typer.Option(help="Factor of the penalty.")] = 1e-6,
+    penalty: Annotated[str, typer.Option(help="l2 or none.")] = "l2",
+    eta0: Annotated[float | None, typer.Option(help="Initial learning rate for standardised features.")] = None,
+    learning_rate: Annotated[str | None, typer.Option(help="Schedule: constant, invscaling or optimal.")] = None,
+    power_t: Annotated[float | None, typer.Option(help="Exponent of invscaling.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="For momentum and nesterov.")] = None,
+    fit_intercept: Annotated[bool, typer.Option("--intercept/--no-intercept", help="Whether to fit one.")] = True,
+    standardize: Annotated[bool, typer.Option(help="Whether steps and penalty are of standardised features.")] = True,
+    shuffle: Annotated[bool, typer.Option(help="Whether rows come in a random order.")] = True,
+    window_rows: Annotated[int | None, typer.Option(help="Rows that are shuffled together.")] = None,
+    validation: Annotated[
+        list[str] | None, typer.Option(metavar="SHARDS", help="Shards on which to stop early; may be repeated.")
+    ] = None,
+    early_stopping: Annotated[
+        bool, typer.Option("--early-stopping", help="Stop early on held-out row groups if there is no --validation.")
+    ] = False,
+    drop: Drop = None,
+    weight: Annotated[str | None, typer.Option(metavar="COL", help="Column of sample weights.")] = None,
+    memory_limit: Limit = None,
+    threads: Threads = None,
+    seed: Annotated[int, typer.Option(help="Order of the rows; equal seeds give equal weights.")] = 0,
+    model: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write the model.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", is_eager=True, callback=_read_config, help="TOML file of any of these options."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model on the columns of shards."""
+    with reporting(as_json):
+        from .config import Config
+        from .memory import parse_bytes
+
+        settings = Config(
+            task=task,  # type: ignore[arg-type]
+            loss=loss,
+            penalty=penalty,
+            alpha=alpha,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            eta0=eta0,
+            power_t=power_t,
+            momentum=momentum,
+            fit_intercept=fit_intercept,
+            standardize=standardize,
+            epochs=epochs,
+            batch_size=_batch_size(batch_size),
+            shuffle=shuffle,
+            window_rows=window_rows,
+            early_stopping=early_stopping or bool(validation),
+            memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
+            n_jobs=threads,
+            seed=seed,
+        ).check()
+        result = _train(shards, target, settings, _columns(drop), weight, validation, model)
+        _print(result, as_json, _train_text)
+
+
+def _train(
+    shards: list[str],
+    target: str,
+    settings: Any,
+    drop: list[str],
+    weight: str | None,
+    validation: list[str] | None,
+    path: Path | None,
+) -> dict[str, Any]:
+    from .data.source import ParquetSource
+    from .job import prepare
+    from .memory import format_bytes, peak_rss
+    from .modelfile import save_model
+    from .progress import display
+    from .trainer import State
+    from .trainer import train as run
+
+    began = perf_counter()
+    source = ParquetSource(shards, n_jobs=settings.n_jobs)
+    held_out = ParquetSource(validation, n_jobs=settings.n_jobs) if validation else None
+    job, feed = prepare(source, target, settings, weight=weight, drop=drop, validation=held_out)
+    memory, labels = feed.memory, job.labels
+    print(
+        f"{source.manifest.n_rows:,} rows in {source.manifest.n_row_groups:,} row groups of {len(source.names):,} "
+        f"shards; {job.encoder.spec.n_features:,} features; {labels.task} of {target!r} by {job.loss.name}; windows of "
+        f"{feed.plan.capacity:,} rows ({format_bytes(memory.window)}); {memory.n_jobs} reading threads",
+        file=sys.stderr,
+    )
+    if memory.lowered:
+        warnings.warn(
+            f"the memory limit lowers the window from {memory.wanted_rows:,} to {memory.window_rows:,} rows: the "
+            "shuffle is coarser, and the weights differ from those of a larger limit.",
+            stacklevel=1,
+        )
+    with display() as show:
+        result = run(job, feed, State.start(job), callback=show)
+    if result.skipped_rows:
+        warnings.warn(f"{result.skipped_rows:,} rows have no target (null) and were left out.", stacklevel=1)
+    seconds = perf_counter() - began
+    summary = {
+        "rows": result.rows,
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "seconds": seconds,
+        "rows_per_second": result.rows / seconds,
+        "train_loss": result.train_loss,
+        "losses": result.losses,
+        "validation_losses": result.validation_losses,
+        "peak_rss_bytes": peak_rss(),
+        "weights_sha256": result.model.sha256(),
+        "skipped_rows": result.skipped_rows,
+        "window_rows": result.window_rows,
+        "model": None if path is None else str(path),
+        "task": labels.task,
+        "loss": job.loss.name,
+        "target": target,
+        "features": job.encoder.spec.n_features,
+        "batch_size": None if settings.batch_size is None else job.batch_rows,
+        "label_clustering": labels.clustering,
+        "memory": memory.to_json(),
+        "time": {
+            "reading": result.times.reading,
+            "encoding": result.times.encoding,
+            "waiting": result.times.waiting,
+            "computing": result.times.computing,
+        },
+    }
+    if path is not None:
+        training = {**{k: v for k, v in summary.items() if k != "model"}, "config": settings.to_json()}
+        save_model(replace(result.model, training=training), path)
+    return summary
+
+
+def _train_text(result: dict[str, Any]) -> str:
+    from .memory import format_bytes
+
+    validation = result["validation_losses"]
+    lines = [
+        f"loss        {result['train_loss']:.6f} progressive, {result['loss']}"
+        + (f"; {min(validation):.6f} validation" if validation else ""),
+        f"rows        {result['rows']:,} in {result['epochs']} epochs, {result['steps']:,} steps",
+        f"speed       {result['rows_per_second']:,.0f} rows/s, {result['seconds']:.2f} s in all",
+        f"memory      {format_bytes(result['peak_rss_bytes'])} at the peak",
+        f"weights     {result['weights_sha256']}",
+        f"model       {result['model'] or 'not kept: no --model was given'}",
+    ]
+    return "\n".join(lines)
+
+
+@app.command()
+def evaluate(
+    model: ModelFile,
+    shards: Shards,
+    target: Annotated[
+        str | None, typer.Option(metavar="COL", help="Target column; that of training by default.")
+    ] = None,
+    weight: Annotated[str | None, typer.Option(metavar="COL", help="Column of sample weights.")] = None,
+    memory_limit: Limit = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model on shards, in one pass."""
+    with reporting(as_json):
+        from .data.evaluate import evaluate as run
+        from .data.evaluate import model_encoder
+        from .data.source import ParquetSource
+        from .memory import peak_rss
+        from .memoryplan import scoring_threads
+        from .modelfile import load_model
+
+        began = perf_counter()
+        loaded = load_model(model)
+        source = ParquetSource(shards, n_jobs=threads)
+        jobs = scoring_threads(source.manifest, model_encoder(loaded, source), memory_limit, threads)
+        result = run(source, loaded, target=target, weight=weight, n_jobs=jobs)
+        result |= {"model": str(model), "seconds": perf_counter() - began, "peak_rss_bytes": peak_rss()}
+        _print(result, as_json, _evaluate_text)
+
+
+def _evaluate_text(result: dict[str, Any]) -> str:
+    names = [name for name in result if name not in ("model", "seconds", "peak_rss_bytes", "roc_auc_error")]
+    lines = [f"{name:12}{_number(result[name])}" for name in names]
+    if result.get("roc_auc_error") is not None:
+        lines = [line + f" ± {result['roc_auc_error']:.1g}" if line.startswith("roc_auc") else line for line in lines]
+    return "\n".join(lines)
+
+
+@app.command()
+def predict(
+    model: ModelFile,
+    shards: Shards,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory of the output shards, one an input shard.")],
+    keep: Annotated[list[str] | None, typer.Option(metavar="COLS", help="Columns to carry over, with commas.")] = None,
+    memory_limit: Limit = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Write a score for every row of shards."""
+    with reporting(as_json):
+        from .data.evaluate import model_encoder
+        from .data.predict import write_predictions
+        from .data.source import ParquetSource
+        from .memory import peak_rss
+        from .memoryplan import scoring_threads
+        from .modelfile import load_model
+
+        began = perf_counter()
+        loaded = load_model(model)
+        source = ParquetSource(shards, n_jobs=threads)
+        jobs = scoring_threads(source.manifest, model_encoder(loaded, source), memory_limit, threads)
+        total = len(source.names)
+        written = 0
+
+        def done(path: str, rows: int) -> None:
+            nonlocal written
+            written += 1
+            print(f"{path}: {rows:,} rows ({written} of {total} shards)", file=sys.stderr, flush=True)
+
+        paths = write_predictions(source, loaded, out, keep=_columns(keep), n_jobs=jobs, done=done)
+        seconds = perf_counter() - began
+        result = {
+            "rows": source.manifest.n_rows,
+            "shards": len(paths),
+            "out": str(out),
+            "seconds": seconds,
+            "rows_per_second": source.manifest.n_rows / seconds,
+            "peak_rss_bytes": peak_rss(),
+        }
+        _print(
+            result, as_json, lambda r: f"{r['rows']:,} rows in {r['shards']} shards of {r['out']}, {r['seconds']:.2f} s"
+        )
+
+
+@app.command()
+def inspect(
+    what: Annotated[list[str], typer.Argument(metavar="SHARDS...|MODEL", help="Shards, or a model file.")],
+    memory_limit: Limit = None,
+    threads: Threads = None,
+    window_rows: Annotated[int | None, typer.Option(help="Rows that are shuffled together.")] = None,
+    top: Annotated[int, typer.Option(help="Features of a model to show.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Show the schema, sizes and memory plan of shards, or the largest weights of a model."""
+    with reporting(as_json):
+        if len(what) == 1 and _is_model(what[0]):
+            from .inspection import inspect_model
+            from .modelfile import load_model
+            from .tables import model_table
+
+            _print(inspect_model(load_model(what[0]), top), as_json, model_table)
+            return
+        from .config import Config
+        from .data.source import ParquetSource
+        from .inspection import inspect_shards
+        from .memory import parse_bytes
+        from .tables import shards_table
+
+        limit = None if memory_limit is None else parse_bytes(memory_limit)
+        settings = Config(memory_limit=limit, n_jobs=threads, window_rows=window_rows).check()
+        _print(inspect_shards(ParquetSource(what, n_jobs=threads), settings), as_json, shards_table)
+
+
+def _is_model(path: str) -> bool:
+    """Whether a path is a file that does not begin as a Parquet file does."""
+    if not os.path.isfile(path):
+        return False
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    return path.endswith(".safetensors") or start not in (b"PAR1", b"PARE", b"")
+
+
+def _number(value: Any) -> str:
+    return "undefined" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.6f}"
+
+
+def _print(result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], Any]) -> None:
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+        return
+    shown = text(result)
+    if isinstance(shown, str):
+        print(shown)
+        return
+    from rich.console import Console
+
+    Console().print(shown)

@@ -1,0 +1,143 @@
+"""What a user sees while a job runs: a live display on a terminal, a plain line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+from .memory import format_bytes
+from .trainer import Progress
+
+PLAIN_SECONDS = 5.0
+LIVE_SECONDS = 0.2
+
+
+def rate_line(progress: Progress) -> str:
+    """Rates of the job so far: rows and bytes a second, and time left.
+
+    Examples
+    --------
+    >>> from streamgd.trainer import Progress, Times
+    >>> rate_line(Progress(0, 1, 500, 1000, 4, 0.5, 2.0, Times(bytes=1e6)))
+    '250 rows/s, 500.0 kB/s, 2 s left'
+    """
+    seconds = max(progress.seconds, 1e-9)
+    left = seconds * (progress.total_rows / max(1, progress.rows) - 1)
+    return (
+        f"{progress.rows / seconds:,.0f} rows/s, {format_bytes(progress.times.bytes / seconds)}/s, "
+        f"{duration(max(0.0, left))} left"
+    )
+
+
+def division_line(progress: Progress) -> str:
+    """How the time of reading, encoding, waiting and computing divides.
+
+    Reading and encoding are done by several threads, next to the computing.
+    """
+    times = progress.times
+    spent = {
+        "reading": times.reading,
+        "encoding": times.encoding,
+        "waiting": times.waiting,
+        "computing": times.computing,
+    }
+    total = max(sum(spent.values()), 1e-9)
+    return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in spent.items())
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people.
+
+    Examples
+    --------
+    >>> duration(7.2), duration(75), duration(7300)
+    ('7 s', '1 min 15 s', '2 h 1 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class PlainDisplay:
+    """A line to standard error every few seconds and at each epoch's end."""
+
+    def __init__(self) -> None:
+        self._last = monotonic()
+        self._validated = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def __call__(self, progress: Progress) -> None:
+        """Tell where the job stands."""
+        over = progress.rows >= progress.total_rows * (self._validated + 1) // progress.epochs
+        if not over and monotonic() - self._last < PLAIN_SECONDS:
+            return
+        self._last = monotonic()
+        self._validated += over
+        share = progress.rows / max(1, progress.total_rows)
+        validation = "" if progress.validation_loss is None else f", validation loss {progress.validation_loss:.5g}"
+        print(
+            f"epoch {progress.epoch + 1}/{progress.epochs} {share:4.0%}  loss {progress.loss:.5g}{validation}  "
+            f"{rate_line(progress)}  ({division_line(progress)})",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class LiveDisplay:
+    """A bar and three lines that are kept up to date on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._live = Live(console=Console(stderr=True), refresh_per_second=8, transient=False)
+        self._last = 0.0
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, trace)
+
+    def __call__(self, progress: Progress) -> None:
+        """Draw where the job stands."""
+        if monotonic() - self._last < LIVE_SECONDS and progress.rows < progress.total_rows:
+            return
+        self._last = monotonic()
+        self._live.update(self._picture(progress), refresh=True)
+
+    def _picture(self, progress: Progress) -> Any:
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row("epoch", f"{progress.epoch + 1} of {progress.epochs}, step {progress.steps:,}")
+        grid.add_row("rows", ProgressBar(total=max(1, progress.total_rows), completed=progress.rows, width=48))
+        grid.add_row("", f"{progress.rows:,} of {progress.total_rows:,}")
+        grid.add_row("speed", rate_line(progress))
+        loss = f"{progress.loss:.5f} progressive"
+        if progress.validation_loss is not None:
+            loss += f", {progress.validation_loss:.5f} validation"
+        grid.add_row("loss", loss)
+        grid.add_row("time", division_line(progress))
+        return grid
+
+
+def display() -> LiveDisplay | PlainDisplay:
+    """The display that fits standard error."""
+    return LiveDisplay() if sys.stderr.isatty() else PlainDisplay()
