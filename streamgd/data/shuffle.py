@@ -23,12 +23,12 @@ WINDOW_BYTES = (32 << 20, 256 << 20)
 #: Row groups of which a window would hold less than this many whole ones are cut into segments ...
 FEW_ROW_GROUPS = 4
 #: ... of which it holds this many, so that it resembles the whole ...
-SEGMENTS = 16
+SEGMENTS = 128
 #: ... if reading them out of order costs at most this many values more (a few seconds).
 EXTRA_VALUES = 1_000_000_000
 
 #: Third parts of keys that are not windows (`numpy.random.SeedSequence` pads keys with 0, so lengths do not tell).
-SEGMENT_ORDER, SAMPLE, HELD_OUT = 1 << 31, (1 << 31) + 1, (1 << 31) + 2
+SEGMENT_ORDER, SAMPLE, HELD_OUT, WINDOW_ORDER = range(1 << 31, (1 << 31) + 4)
 
 
 def random_seed(*key: int) -> np.uint64:
@@ -130,7 +130,7 @@ class Plan:
         parts = pieces[self._row_group] if self.scattered else np.ones_like(length)
         self._start = length * piece // parts
         self._stop = length * (piece + 1) // parts
-        self._epoch: tuple[int, NDArray[np.uint32], NDArray[np.int64]] | None = None
+        self._epoch: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     @property
     def capacity(self) -> int:
@@ -156,10 +156,23 @@ class Plan:
         """Order in which the n rows of a window are taken."""
         return random_order(n, self.seed, epoch, index) if self.shuffle else np.arange(n, dtype=np.uint32)
 
-    def _segments(self, epoch: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """Order of the segments in an epoch, and the number of rows up to the end of each."""
+    def _segments(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Order of the segments in an epoch, and the number of rows up to the end of each.
+
+        Of every ``n_windows`` neighbours each window gets one: a random order in which every window spans the
+        data from end to end. Rows that lie sorted are then dealt out evenly, where a plain permutation would leave
+        the share of a class in a window to chance.
+        """
         if self._epoch is None or self._epoch[0] != epoch:
             n = len(self._row_group)
-            order = random_order(n, self.seed, epoch, SEGMENT_ORDER) if self.shuffle else np.arange(n, dtype=np.uint32)
+            order = np.arange(n)
+            if self.shuffle:
+                stratum = order // self.n_windows
+                rank = (
+                    np.lexsort((random_order(n, self.seed, epoch, SEGMENT_ORDER), stratum)) - stratum * self.n_windows
+                )
+                window = np.empty(n, np.int64)
+                window[:] = random_order(self.n_windows, self.seed, epoch, WINDOW_ORDER)[rank]
+                order = np.lexsort((stratum, window))
             self._epoch = epoch, order, np.cumsum((self._stop - self._start)[order])
         return self._epoch[1], self._epoch[2]
