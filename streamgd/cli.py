@@ -107,12 +107,15 @@ def train(
     batch_size: Annotated[str, typer.Option(help="Rows a step; 'all' is batch gradient descent.")] = "auto",
     alpha: Annotated[float, typer.Option(help="Factor of the penalty.")] = 1e-6,
     penalty: Annotated[str, typer.Option(help="l2 or none.")] = "l2",
-    eta0: Annotated[float | None, typer.Option(help="Initial learning rate for standardised features.")] = None,
+    eta0: Annotated[float | None, typer.Option(help="Initial learning rate for scaled features.")] = None,
     learning_rate: Annotated[str | None, typer.Option(help="Schedule: constant, invscaling or optimal.")] = None,
     power_t: Annotated[float | None, typer.Option(help="Exponent of invscaling.")] = None,
     momentum: Annotated[float | None, typer.Option(help="For momentum and nesterov.")] = None,
+    average: Annotated[
+        bool | None, typer.Option(help="Whether the model is an average of the weights over training.")
+    ] = None,
     fit_intercept: Annotated[bool, typer.Option("--intercept/--no-intercept", help="Whether to fit one.")] = True,
-    standardize: Annotated[bool, typer.Option(help="Whether steps and penalty are of standardised features.")] = True,
+    standardize: Annotated[bool, typer.Option(help="Whether steps and penalty are of scaled features.")] = True,
     shuffle: Annotated[bool, typer.Option(help="Whether rows come in a random order.")] = True,
     window_rows: Annotated[int | None, typer.Option(help="Rows that are shuffled together.")] = None,
     validation: Annotated[
@@ -148,6 +151,7 @@ def train(
             eta0=eta0,
             power_t=power_t,
             momentum=momentum,
+            average=average,
             fit_intercept=fit_intercept,
             standardize=standardize,
             epochs=epochs,

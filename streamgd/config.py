@@ -33,6 +33,7 @@ class Config:
     eta0: float | None = None
     power_t: float | None = None
     momentum: float | None = None
+    average: bool | None = None
     fit_intercept: bool = True
     standardize: bool = True
     epochs: int = 5
@@ -128,13 +129,23 @@ class Config:
         """Parameters of the optimizer's kernel."""
         return [self.momentum if self.momentum is not None else self.method.default]
 
-    def schedule_args(self) -> list[float]:
+    def initial_rate(self, loss: Loss, length: float) -> float:
+        """``eta0``, or the optimizer's default for a loss and rows of a root mean square length."""
+        if self.eta0 is not None:
+            return self.eta0
+        return self.method.eta0 / (length if self.method.scale_free else loss.curvature * length**2)
+
+    def schedule_args(self, eta0: float) -> list[float]:
         """Parameters of the schedule's kernel: eta0, then power_t or alpha, then t0."""
-        eta0 = self.eta0 if self.eta0 is not None else self.method.eta0
         if self.schedule.name == "optimal":
             # Bottou's heuristic as in scikit-learn: the first step is the size of a typical weight.
             return [eta0, self.alpha, math.sqrt(math.sqrt(self.alpha)) / self.alpha]
         return [eta0, self.power_t if self.power_t is not None else 0.25, 0.0]
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the model is an average of the weights; by default unless every step sees all rows."""
+        return self.batch_size is not None if self.average is None else self.average
 
     def batch_rows(self, rows: int) -> int:
         """Rows a mini-batch for a number of rows in the data."""

@@ -62,6 +62,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         eta0: float | None = None,
         power_t: float | None = None,
         momentum: float | None = None,
+        average: bool | None = None,
         fit_intercept: bool = True,
         standardize: bool = True,
         epochs: int = 5,
@@ -85,6 +86,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         self.eta0 = eta0
         self.power_t = power_t
         self.momentum = momentum
+        self.average = average
         self.fit_intercept = fit_intercept
         self.standardize = standardize
         self.epochs = epochs
@@ -296,7 +298,7 @@ class SGDClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
     loss : {"log_loss"}, optional
         "log_loss", which is the default, is logistic regression.
     penalty : {"l2", None}, default="l2"
-        Half the squared norm of the weights of standardised features; never of the intercept.
+        Half the squared norm of the weights of scaled features (see ``standardize``); never of the intercept.
     alpha : float, default=1e-6
         The objective is mean loss + alpha * penalty.
     optimizer : {"adagrad", "sgd", "momentum", "nesterov"}, default="adagrad"
@@ -305,16 +307,21 @@ class SGDClassifier(ClassifierMixin, _Estimator):  # type: ignore[misc]
         Schedule, counted in steps (mini-batches): ``eta0``, ``eta0 / (step + 1)**power_t``, or
         ``1 / (alpha (t0 + step))``. By default "constant" for AdaGrad, which has rates of its own, else "invscaling".
     eta0 : float, optional
-        Initial learning rate for standardised features; the default depends on the optimizer.
+        Initial learning rate for scaled features. The default depends on the optimizer and on the mean square length
+        of a row, so that it fits few features as well as many.
     power_t : float, optional
         Exponent of "invscaling"; 0.25 by default.
     momentum : float, optional
         For "momentum" and "nesterov"; 0.9 by default.
+    average : bool, optional
+        Whether the model is an average of the weights over training, weighted towards its end. By default yes,
+        unless every step sees all rows.
     fit_intercept : bool, default=True
         Whether there is an intercept.
     standardize : bool, default=True
-        Whether steps and penalty are those of features divided by their standard deviation. Coefficients are
-        always of the features as they are.
+        Whether steps and penalty are those of features divided by their typical magnitude (the root of
+        E x^4 / E x^2 about the mean: 1.7 standard deviations of a normal feature, 1 for a rare 0/1 feature).
+        Coefficients are always of the features as they are.
     epochs : int, default=5
         Passes over the data, at most if ``early_stopping``.
     batch_size : int, None or "auto", default="auto"

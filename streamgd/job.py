@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .config import Config
 from .data.encode import Encoder
 from .data.labels import Labels, scan_labels
-from .data.profile import Profile, find_columns, measure_scales
+from .data.profile import Scales, find_columns, measure_scales
 from .data.rowgroups import Source
 from .data.shuffle import HELD_OUT, Plan, random_order
 from .data.threads import available_cpus
@@ -30,15 +30,12 @@ class Job:
     config: Config
     target: str
     loss: Loss
-    profile: Profile
+    labels: Labels
+    scales: Scales
     encoder: Encoder
     batch_rows: int
     inverse_scale: NDArray[np.float64]
-
-    @property
-    def labels(self) -> Labels:
-        """What the scan of the target told."""
-        return self.profile.labels
+    eta0: float
 
 
 @dataclass(frozen=True)
@@ -84,21 +81,24 @@ def prepare(
             f"Only binary classification is supported. Target {target!r} holds {len(labels.classes)} classes; loss="
             f"{loss.name!r} tells two apart. For numbers use --task regression."
         )
-    mean, scale, missing, sampled = measure_scales(source, columns, weight=weight, seed=config.seed, n_jobs=n_jobs)
+    scales = measure_scales(source, columns, weight=weight, seed=config.seed, n_jobs=n_jobs)
     if config.fit_intercept:
-        spec = FeatureSpec.centred(columns, mean)
+        spec = FeatureSpec.centred(columns, scales.mean)
     else:  # nothing can be centred, for there is no intercept to take it back
-        spec, labels = FeatureSpec.uncentred(columns, mean), replace(labels, mean=0.0)
+        spec, labels = FeatureSpec.uncentred(columns, scales.mean), replace(labels, mean=0.0)
     encoder = Encoder(spec, labels.target(target), weight, 1.0 / labels.weight_mean)
-    profile = Profile(columns, mean, scale, missing, sampled, labels)
+    inverse_scale = 1.0 / scales.magnitude if config.standardize else np.ones(len(scales.mean))
+    length = float(np.sqrt(1.0 + ((scales.scale * inverse_scale) ** 2).sum()))
     job = Job(
         config=config,
         target=target,
         loss=loss,
-        profile=profile,
+        labels=labels,
+        scales=scales,
         encoder=encoder,
         batch_rows=config.batch_rows(labels.rows),
-        inverse_scale=1.0 / scale if config.standardize else np.ones_like(scale),
+        inverse_scale=inverse_scale,
+        eta0=config.initial_rate(loss, length),
     )
     return job, feed(job, source, validation)
 
@@ -148,8 +148,8 @@ def finish(job: Job, params: NDArray[np.float64]) -> Model:
         spec=job.encoder.spec,
         coef=coef,
         intercept=float(intercept),
-        scale=job.profile.scale,
-        missing=job.profile.missing,
+        scale=job.scales.scale,
+        missing=job.scales.missing,
         classes=None if labels.classes is None else labels.classes.to_pylist(),
         class_type=None if labels.classes is None else str(labels.classes.type),
     )

@@ -18,21 +18,21 @@ class Loss:
         What it is for.
     code : int
         Its number in ``kernels.losses``.
-    probabilities : bool
-        Whether its margins are log-odds.
+    curvature : float
+        The most that its second derivative can be.
     """
 
     name: str
     task: Literal["classification", "regression"]
     code: int
-    probabilities: bool = False
+    curvature: float
 
 
 LOSSES = {
     loss.name: loss
     for loss in (
-        Loss("log_loss", "classification", 0, probabilities=True),
-        Loss("squared_error", "regression", 1),
+        Loss("log_loss", "classification", 0, 0.25),
+        Loss("squared_error", "regression", 1, 1.0),
     )
 }
 

@@ -22,7 +22,12 @@ class Optimizer:
     default : float
         Default of that parameter, or a constant of the method.
     eta0 : float
-        Default initial learning rate for standardised features.
+        Default initial learning rate, before it is divided by the length of a row or by the loss's curvature.
+    scale_free : bool
+        Whether steps have the size of the learning rate, whatever that of the gradient. Their effect on a margin
+        then grows with the root mean square length of a row (scaled features and intercept), and the default rate
+        is ``eta0 / length``. Otherwise it is ``eta0 / (curvature * length**2)``: 1 would be the largest rate that is
+        safe for full gradients.
     learning_rate : str
         Default schedule.
     """
@@ -33,15 +38,16 @@ class Optimizer:
     parameter: str | None
     default: float
     eta0: float
+    scale_free: bool
     learning_rate: str
 
 
 OPTIMIZERS = {
     optimizer.name: optimizer
     for optimizer in (
-        Optimizer("sgd", 0, 0, None, 0.0, 0.1, "invscaling"),
-        Optimizer("momentum", 1, 1, "momentum", 0.9, 0.02, "invscaling"),
-        Optimizer("nesterov", 2, 1, "momentum", 0.9, 0.02, "invscaling"),
-        Optimizer("adagrad", 3, 1, None, 1e-10, 0.1, "constant"),
+        Optimizer("sgd", 0, 0, None, 0.0, 0.5, False, "invscaling"),
+        Optimizer("momentum", 1, 1, "momentum", 0.9, 0.05, False, "invscaling"),
+        Optimizer("nesterov", 2, 1, "momentum", 0.9, 0.05, False, "invscaling"),
+        Optimizer("adagrad", 3, 1, None, 1e-12, 1.0, True, "constant"),
     )
 }
