@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +18,13 @@ from ..errors import (
     MissingColumn,
     NonFiniteFeature,
     NonFiniteTarget,
+    TargetError,
     UnknownLabel,
     UnusableColumns,
 )
 from ..features import Column, FeatureSpec, Layout
 from ..kernels import layout as kernels
+from .buffers import CODES, Buffers, buffers, native, native_batch
 
 BATCH_BYTES = 16 << 20
 BATCH_ROWS = (128, 65_536)
@@ -29,17 +32,6 @@ CENTRE_ROWS = 32
 LINE_CELLS = 16
 #: Where pandas puts an index that it writes; an index is no feature.
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")
-
-_CODES = {
-    pa.float32(): kernels.FLOAT32,
-    pa.float64(): kernels.FLOAT64,
-    pa.int8(): kernels.INT8,
-    pa.int16(): kernels.INT16,
-    pa.int32(): kernels.INT32,
-    pa.int64(): kernels.INT64,
-    pa.uint8(): kernels.UINT8,
-    pa.bool_(): kernels.BOOL,
-}
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -110,46 +102,33 @@ def feature_fields(
     return fields
 
 
-def _native(values: pa.Array) -> pa.Array:
-    """The array in one of the types that the kernels read; anything else goes through float64."""
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    return values if values.type in _CODES else values.cast(pa.float64(), safe=False)
-
-
 def _floats(values: pa.Array) -> NDArray[np.float64]:
-    return _native(values).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+    return native(values).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
 
 def _middle(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Medians of rows, 0 where it is not finite."""
+    """Medians of what is finite in each row; 0 where nothing is."""
     if values.shape[1] == 0:
         return np.zeros(len(values))
-    middle = np.sort(values, axis=1)[:, values.shape[1] // 2]
-    return np.where(np.isfinite(middle), middle, 0.0)
-
-
-def _buffers(values: pa.Array) -> tuple[int, int, int, int]:
-    """Type code, address of the first value, address of the validity bitmap or 0, and bits before the first value."""
-    code = _CODES[values.type]
-    validity, data = values.buffers()
-    valid = validity.address if values.null_count and validity is not None else 0
-    if data is None:  # no values, or only nulls
-        return code, 0, valid, values.offset
-    address = data.address + (0 if code == kernels.BOOL else values.offset * values.type.bit_width // 8)
-    return code, address, valid, values.offset
+    finite = np.isfinite(values)
+    in_order = np.sort(np.where(finite, values, np.inf), axis=1)
+    middle = in_order[np.arange(len(values)), finite.sum(axis=1) // 2]
+    return np.where(finite.any(axis=1), middle, 0.0)
 
 
 def vector_parts(values: pa.Array) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
-    """Child values, start of each row's list in them, whether the row has a list, and its length."""
+    """Child values, start of each row's list in them, whether the row has a list, and its length.
+
+    A slice of lists refers to the values of the whole: those outside of it are left out, for values may be converted.
+    """
     n = len(values)
     present = np.ones(n, np.bool_) if values.null_count == 0 else values.is_valid().to_numpy(zero_copy_only=False)
     if pa.types.is_fixed_size_list(values.type):
         size = values.type.list_size
-        starts = (np.arange(n, dtype=np.int64) + values.offset) * size
-        return values.values, starts, present, np.full(n, size, np.int64)
+        child = values.values.slice(values.offset * size, n * size)
+        return child, np.arange(n, dtype=np.int64) * size, present, np.full(n, size, np.int64)
     ends = values.offsets.to_numpy().astype(np.int64)
-    return values.values, ends[:-1], present, np.diff(ends)
+    return values.values.slice(ends[0], ends[-1] - ends[0]), ends[:-1] - ends[0], present, np.diff(ends)
 
 
 @dataclass(frozen=True)
@@ -176,16 +155,29 @@ class Target:
         """Cells of the target, NaN where it is missing; float32[n]."""
         if self.classes is not None:
             return self.codes(values, where)
-        return ((self.numbers(values, where) - self.offset) / self.scale).astype(np.float32)
+        numbers = self.numbers(values, where)
+        with np.errstate(over="ignore"):
+            cells = ((numbers - self.offset) / self.scale).astype(np.float32)
+        if np.isinf(cells).any():
+            raise NonFiniteTarget(
+                f"{where}: target {self.name!r} is {numbers[np.argmax(np.isinf(cells))]}, too large for float32. "
+                f"Remove or mend that row, or give the target in other units."
+            )
+        return cells
 
     def numbers(self, values: pa.Array, where: str) -> NDArray[np.float64]:
         """Values of a regression target as float64[n], NaN where null.
 
         Raises
         ------
+        TargetError
+            The column does not hold numbers.
         NonFiniteTarget
             A value is NaN or infinite.
         """
+        if not is_number(values.type):
+            raise TargetError(f"{where}: target {self.name!r} is {values.type}; a regression needs numbers.")
+        values = _decoded(values)
         numbers = _floats(values)
         wrong = ~np.isfinite(numbers)
         if wrong.any():
@@ -207,17 +199,76 @@ class Target:
             A label is none of the classes.
         """
         assert self.classes is not None
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
-        codes = pc.index_in(values.cast(self.classes.type), value_set=self.classes)
-        if codes.null_count > values.null_count:
-            unknown = values.filter(pc.and_(codes.is_null(), values.is_valid()))
+        values = _decoded(values)
+        try:
+            same, classes = _comparable(values, self.classes)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise UnknownLabel(
-                f"{where}: target {self.name!r} holds {unknown[0].as_py()!r}, which is none of the classes "
+                f"{where}: target {self.name!r} is {values.type} and cannot hold the classes "
+                f"{self.classes.to_pylist()[:20]!r} ({self.classes.type}): {error}."
+            ) from error
+        codes = pc.index_in(same, value_set=classes)
+        if codes.null_count > values.null_count:
+            unknown = values[pc.index(pc.and_(codes.is_null(), values.is_valid()), True).as_py()]
+            raise UnknownLabel(
+                f"{where}: target {self.name!r} holds {unknown.as_py()!r}, which is none of the classes "
                 f"{self.classes.to_pylist()[:20]!r}."
             )
         cells: NDArray[np.float32] = codes.cast(pa.float32()).to_numpy(zero_copy_only=False)
         return cells
+
+
+def _decoded(values: pa.Array) -> pa.Array:
+    """The values of a dictionary: its own nulls do not count as nulls of the array before."""
+    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+
+
+def _comparable(values: pa.Array, classes: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """Labels and classes in one type that loses nothing and that `pyarrow.compute.index_in` takes."""
+    if values.type == classes.type and classes.type != pa.float16():
+        return values, classes
+    types = pa.types
+    if types.is_boolean(classes.type):  # a cast to bool makes True of any number but 0
+        classes = classes.cast(pa.int8())
+    if types.is_floating(values.type) and (types.is_integer(classes.type) or types.is_floating(classes.type)):
+        return values.cast(pa.float64()), classes.cast(pa.float64())
+    if types.is_integer(values.type) and types.is_integer(classes.type):
+        return values.cast(pa.int64()), classes.cast(pa.int64())
+    return values.cast(classes.type), classes
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Neighbouring columns of numbers in record batches of one schema, as the kernel takes them.
+
+    The target and the weight, made float32 before, may follow them as ``extra`` columns.
+    """
+
+    names: list[str]
+    cell: int
+    places: NDArray[np.int64]
+    codes: NDArray[np.int64]
+    widths: NDArray[np.int64]
+    offset: NDArray[np.float64]
+    fill: NDArray[np.float32]
+    cast: bool
+    extra: int = 0
+
+    @classmethod
+    def plan(cls, schema: pa.Schema, names: list[str], cell: int, spec: FeatureSpec) -> _Numbers:
+        types = [schema.field(name).type for name in names]
+        cast = any(kind not in CODES for kind in types)
+        types = [kind if kind in CODES else pa.float64() for kind in types]
+        places = range(len(names)) if cast else [schema.get_field_index(name) for name in names]
+        codes = np.array([CODES[kind] for kind in types], np.int64)
+        widths = np.array([kind.bit_width // 8 for kind in types], np.int64)  # 0 of a bit
+        span = slice(cell, cell + len(names))
+        return cls(names, cell, np.array(places, np.int64), codes, widths, spec.offset[span], spec.fill[span], cast)
+
+    def extended(self, extra: int) -> _Numbers:
+        codes = np.append(self.codes, np.full(extra, kernels.FLOAT32))
+        offset, fill = np.append(self.offset, np.zeros(extra)), np.append(self.fill, np.full(extra, np.nan, np.float32))
+        return replace(self, codes=codes, offset=offset, fill=fill.astype(np.float32), extra=extra)
 
 
 @dataclass(frozen=True)
@@ -287,8 +338,8 @@ class Encoder:
         batch : pyarrow.RecordBatch
             At least the columns of `columns`.
         out : ndarray of float32, shape (>= n, stride)
-            Takes the rows. Cells after the last used one keep what they have, or get a copy of a feature, so they
-            must be finite before (`new_rows`): kernels multiply them by 0.
+            Takes the rows. Cells after the last used one keep what they have, or become 0; they must be finite
+            before (`new_rows`), since kernels multiply them by 0.
         where : str
             Shard and row group, for messages.
 
@@ -298,54 +349,78 @@ class Encoder:
             Rows written: those of the batch less those whose target is null.
         """
         n: int = batch.num_rows
-        layout = self.layout
         out = out[:n]
-        self._features(batch, out, where)
-        keep = None
+        y = w = None
         if self.target is not None:
             y = self.target.encode(batch.column(self.target.name), where)
-            out[:, layout.y_cell] = y
-            missing = np.isnan(y)
-            keep = ~missing if missing.any() else None
         if self.weight is not None:
-            out[:, layout.w_cell] = sample_weights(batch.column(self.weight), self.weight, where) * self.weight_scale
-        if keep is None:
+            weights = sample_weights(batch.column(self.weight), self.weight, where)
+            w = (weights * self.weight_scale).astype(np.float32)
+        for run in self._runs(batch.schema):
+            if isinstance(run, _Numbers):
+                self._numbers(run, batch, [cells for cells in (y, w) if cells is not None], out, where)
+            else:
+                column, cell = run
+                self._vector(column, batch.column(column.name), cell, out, where)
+        if y is None or not np.isnan(y.sum()):
             return n
+        keep = ~np.isnan(y)
         kept = int(keep.sum())
         out[:kept] = out[keep]
         return kept
 
-    def _features(self, batch: pa.RecordBatch, out: NDArray[np.float32], where: str) -> None:
+    def _runs(self, schema: pa.Schema) -> list[_Numbers | tuple[Column, int]]:
+        """Neighbouring columns of numbers, which are encoded together, and single vectors with their cells."""
+        known: tuple[pa.Schema, list[_Numbers | tuple[Column, int]]] | None = self.__dict__.get("_known_runs")
+        if known is not None and known[0].equals(schema):
+            return known[1]
+        runs: list[_Numbers | tuple[Column, int]] = []
         cell = 0
-        numbers: list[tuple[int, int, int, int]] = []
-        alive: list[pa.Array] = []  # owns the buffers whose addresses are in ``numbers``
-        columns = self.spec.columns
-        for i, column in enumerate(columns):
-            if column.kind == "number":
-                alive.append(_native(batch.column(column.name)))
-                numbers.append(_buffers(alive[-1]))
-            if numbers and (column.kind != "number" or i == len(columns) - 1):
-                self._numbers(numbers, cell, out, where)
-                cell += len(numbers)
-                numbers = []
-            if column.kind == "vector":
-                self._vector(column, batch.column(column.name), cell, out, where)
-                cell += column.size
+        for number, group in itertools.groupby(self.spec.columns, lambda column: column.kind == "number"):
+            columns = list(group)
+            if number:
+                runs.append(_Numbers.plan(schema, [column.name for column in columns], cell, self.spec))
+                cell += len(columns)
+            else:
+                for column in columns:
+                    runs.append((column, cell))
+                    cell += column.size
+        extra = self.layout.has_target + self.layout.has_weight
+        if extra:
+            last = runs.pop() if runs and isinstance(runs[-1], _Numbers) else _Numbers.plan(schema, [], cell, self.spec)
+            assert isinstance(last, _Numbers)
+            runs.append(last.extended(extra))
+        self.__dict__["_known_runs"] = schema, runs  # the encoder is frozen, but this is only what it would say again
+        return runs
 
     def _numbers(
-        self, buffers: list[tuple[int, int, int, int]], cell: int, out: NDArray[np.float32], where: str
+        self,
+        run: _Numbers,
+        batch: pa.RecordBatch,
+        extra: list[NDArray[np.float32]],
+        out: NDArray[np.float32],
+        where: str,
     ) -> None:
-        codes, addresses, valids, bits = np.array(buffers, np.int64).T.copy()
-        span = slice(cell, cell + len(codes))
-        infinite = np.zeros(len(codes), np.int64)
-        fill = self.spec.fill[span]
+        found = Buffers(native_batch(batch, run.names) if run.cast else batch, run.places, run.widths)
+        more = np.array([cells.ctypes.data for cells in extra] if run.extra else [], np.int64)
+        none = np.zeros(len(more), np.int64)
+        infinite = np.zeros(len(run.codes), np.int64)
         kernels.encode_columns(
-            codes, addresses, valids, bits, self.spec.offset[span], fill, len(out), cell, out, infinite
+            run.codes,
+            np.concatenate([found.addresses, more]),
+            np.concatenate([found.valids, none]),
+            np.concatenate([found.valid_offsets, none]),
+            run.offset,
+            run.fill,
+            len(out),
+            run.cell,
+            out,
+            infinite,
         )
+        infinite = infinite[: len(run.names)]
         if infinite.any():
             j = int(np.argmax(infinite > 0))
-            name = self.spec.feature_names()[cell + j]
-            raise _not_finite(name, int(infinite[j]), where)
+            raise _not_finite(run.names[j], int(infinite[j]), where)
 
     def _vector(self, column: Column, values: pa.Array, cell: int, out: NDArray[np.float32], where: str) -> None:
         child, starts, present, lengths = vector_parts(values)
@@ -357,8 +432,8 @@ class Encoder:
                 f"were expected. Lists must have one length; drop the column or pad its lists."
             )
         span = slice(cell, cell + column.size)
-        native = _native(child)
-        code, address, valid, bits = _buffers(native)
+        numbers = native(child)
+        code, address, valid, bits = buffers(numbers)
         offset, fill = self.spec.offset[span], self.spec.fill[span]
         infinite = kernels.encode_lists(
             code, address, valid, bits, starts, present, column.size, offset, fill, len(out), cell, out

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..errors import AllNullTarget, BadWeight, SingleClass, TargetError, TooManyClasses
+from ..errors import AllNullTarget, BadWeight, NonFiniteTarget, SingleClass, TargetError, TooManyClasses
 from .encode import Target, is_number, require, sample_weights
 from .rowgroups import Source
 from .threads import consecutive, parallel
@@ -107,8 +107,12 @@ def scan_labels(
         raise TargetError(f"target {target!r} is {kind}; it must be numbers, booleans or strings.")
     if task == "regression" and categorical:
         raise TargetError(f"target {target!r} is {kind}; a regression needs numbers.")
+    if task == "classification" and pa.types.is_decimal(kind):
+        raise TargetError(f"target {target!r} is {kind}; write classes as integers, booleans or strings.")
     if task is None and (pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         task = "regression"
+    if task is None and categorical:
+        task = "classification"
     scan = _LabelScan(source, target, kind, task, weight)
     ranges = consecutive(source.manifest.n_row_groups, 4 * n_jobs)
     parts = [part for some in parallel(scan.read, ranges, n_jobs) for part in some]
@@ -118,9 +122,10 @@ def scan_labels(
         raise BadWeight(f"weight column {weight!r} is 0 in every row with a target.")
     distinct = set(classes or ()).union(*(part.classes for part in parts))
     if task is None:
-        is_classes = categorical or pa.types.is_boolean(kind) or len(distinct) <= AUTO_CLASSES
-        task = "classification" if is_classes else "regression"
-    return _classes(parts, distinct, target, kind, weight) if task == "classification" else _numbers(parts, weight)
+        task = "classification" if len(distinct) <= AUTO_CLASSES else "regression"
+    if task == "classification":
+        return _classes(parts, distinct, target, kind, weight)
+    return _numbers(parts, target, weight)
 
 
 @dataclass
@@ -142,6 +147,7 @@ class _LabelScan:
     kind: pa.DataType
     task: Task | None
     weight: str | None
+    distinct: set[Any] = field(default_factory=set)
 
     def read(self, row_groups: range) -> list[_Part]:
         return [self._part(row_group) for row_group in row_groups]
@@ -154,7 +160,7 @@ class _LabelScan:
         columns = list(dict.fromkeys([self.target] + ([self.weight] if self.weight is not None else [])))
         where = self.source.describe(row_group)
         for batch in self.source.open(row_group, columns, 65_536).read(rows):
-            values = batch.column(0)
+            values = _plain(batch.column(0))
             weights = None if self.weight is None else sample_weights(batch.column(self.weight), self.weight, where)
             part.missing += values.null_count
             if values.null_count:
@@ -175,16 +181,18 @@ class _LabelScan:
         weight = float(len(numbers) if weights is None else weights.sum())
         if weight == 0:
             return
-        mean = float(np.average(numbers, weights=weights))
-        spread = float(np.average((numbers - mean) ** 2, weights=weights)) * weight
-        total = part.weight + weight
-        part.spread += spread + (mean - part.mean) ** 2 * part.weight * weight / total
-        part.mean += (mean - part.mean) * weight / total
+        with np.errstate(over="ignore", invalid="ignore"):  # `_numbers` refuses what overflows
+            mean = float(np.average(numbers, weights=weights))
+            spread = float(np.average((numbers - mean) ** 2, weights=weights)) * weight
+        total, difference = part.weight + weight, mean - part.mean
+        part.spread += spread + difference * difference * part.weight * weight / total
+        part.mean += difference * weight / total
 
     def _count(self, part: _Part, values: pa.Array, weights: NDArray[np.float64] | None, where: str) -> None:
-        """Add the weight of each distinct value; numbers that may yet be a regression give their moments too."""
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
+        """Add the weight of each distinct value; numbers that may yet be a regression give their moments too.
+
+        All threads add to ``distinct`` (which is atomic), so that too many classes are noticed early.
+        """
         distinct, counts = _weigh(values, weights)
         if is_number(self.kind):
             numbers = Target(self.target).numbers(distinct, where)
@@ -192,24 +200,35 @@ class _LabelScan:
                 self._moments(part, numbers, counts)
         if self.task is None and len(part.classes) > AUTO_CLASSES:
             return
-        if len(distinct) > MOST_CLASSES:
-            raise TooManyClasses(
-                f"{where}: target {self.target!r} holds {len(distinct)} distinct values in one row group; that is no "
-                f"classification. For numbers use --task regression."
-            )
-        for label, count in zip(distinct.to_pylist(), counts.tolist(), strict=True):
+        labels = distinct.to_pylist()
+        for label, count in zip(labels, counts.tolist(), strict=True):
             part.classes[label] = part.classes.get(label, 0.0) + count
+        self.distinct.update(labels)
+        if self.task is not None and len(self.distinct) > MOST_CLASSES:
+            raise TooManyClasses(
+                f"target {self.target!r} holds more than {MOST_CLASSES} distinct values, so it is no classification. "
+                f"For numbers use --task regression."
+            )
+
+
+def _plain(values: pa.Array) -> pa.Array:
+    """Values whose nulls are all nulls of the array, in a type that can be filtered."""
+    if pa.types.is_dictionary(values.type):  # may have a null among its values
+        values = values.dictionary_decode()
+    return values.cast(pa.string()) if pa.types.is_string_view(values.type) else values
 
 
 def _weigh(values: pa.Array, weights: NDArray[np.float64] | None) -> tuple[pa.Array, NDArray[np.float64]]:
     """Distinct values and the sum of weights of each."""
     if pa.types.is_integer(values.type):
         numbers = values.to_numpy()
-        least, most = int(numbers.min()), int(numbers.max())
-        if most - least < DENSE_RANGE:  # half the time of hashing
-            counts = np.bincount(np.subtract(numbers, least, dtype=np.int64), weights=weights).astype(np.float64)
-            found = np.flatnonzero(counts)
-            return pa.array(found + least).cast(values.type), counts[found]
+        least, most = numbers.min(), numbers.max()
+        if int(most) - int(least) < DENSE_RANGE:  # half the time of hashing
+            places = (numbers - least).view(f"u{numbers.itemsize}").astype(np.int64)  # a difference may wrap around
+            rows = np.bincount(places)
+            found = np.flatnonzero(rows)  # rows of weight 0 are of a class too
+            counts = rows if weights is None else np.bincount(places, weights=weights)
+            return pa.array(found.astype(numbers.dtype) + least), counts[found].astype(np.float64)
     encoded = values.dictionary_encode()
     return encoded.dictionary, np.bincount(encoded.indices.to_numpy(), weights=weights).astype(np.float64)
 
@@ -240,14 +259,17 @@ def _classes(parts: list[_Part], distinct: set[Any], target: str, kind: pa.DataT
     )
 
 
-def _numbers(parts: list[_Part], weight: str | None) -> Labels:
+def _numbers(parts: list[_Part], target: str, weight: str | None) -> Labels:
     weights = np.array([part.weight for part in parts])
     means = np.array([part.mean for part in parts])
     total = float(weights.sum())
-    mean = float(np.average(means, weights=weights))
     within = float(sum(part.spread for part in parts))
-    between = float((weights * (means - mean) ** 2).sum())
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = float(np.average(means, weights=weights))
+        between = float((weights * (means - mean) ** 2).sum())
     scale = float(np.sqrt((within + between) / total))
+    if not np.isfinite(scale):
+        raise NonFiniteTarget(f"target {target!r} holds numbers so large that its variance overflows: use other units.")
     rows = sum(part.rows for part in parts)
     return Labels(
         task="regression",

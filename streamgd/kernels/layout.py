@@ -62,6 +62,25 @@ def read_column(code, address, valid, valid_offset, first, n, out):
 
 
 @jit
+def find_buffers(array, places, widths, addresses, valids, valid_offsets):
+    """Addresses of the buffers of some columns of a record batch, as `encode_columns` takes them.
+
+    ``array`` is the address of the batch's ``ArrowArray`` (Arrow's C data interface: eight fields of 8 bytes, of
+    which 0 is the length, 1 the null count, 2 the offset, 4 the number of children, 5 the buffers, 6 the children).
+    Walking it here costs 1 µs for 28 columns, asking pyarrow for the buffers of each 100.
+    """
+    top = carray(pointer(array), (8,), np.int64)
+    children = carray(pointer(top[6]), (top[4],), np.int64)
+    for k in range(len(places)):
+        column = carray(pointer(children[places[k]]), (8,), np.int64)
+        buffers = carray(pointer(column[5]), (2,), np.int64)
+        offset = column[2] + top[2]
+        addresses[k] = buffers[1] + offset * widths[k]
+        valids[k] = buffers[0] if column[1] != 0 else 0
+        valid_offsets[k] = offset
+
+
+@jit
 def encode_columns(
     codes,  # int64[c]
     addresses,  # int64[c]
@@ -77,6 +96,7 @@ def encode_columns(
     """Encode n rows of c columns; what lies after them in a row must be written later."""
     c, stride = len(codes), out.shape[1]
     wide, scratch = np.empty(TILE_ROWS, np.float64), np.empty((LANES, TILE_ROWS), np.float32)
+    nothing = np.zeros(TILE_ROWS, np.float32)  # fills the cells between the last column and the end of a line
     sources = np.empty(LANES, np.int64)
     group_offsets, group_fills = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     for first in range(0, n, TILE_ROWS):
@@ -84,26 +104,19 @@ def encode_columns(
         whole = size - size % LANES
         for group in range(0, c, LANES):
             width = min(LANES, c - group)
-            for k in range(LANES):
-                column = group + min(k, width - 1)
-                group_offsets[k], group_fills[k] = np.float32(0), fills[column]
-                sources[k] = scratch.ctypes.data + min(k, width - 1) * TILE_ROWS * 4
-                if k < width:
-                    if codes[column] == FLOAT32 and valids[column] == 0:
-                        sources[k] = addresses[column] + first * 4
-                        group_offsets[k] = np.float32(offsets[column])
-                    else:
-                        read_column(
-                            codes[column],
-                            addresses[column],
-                            valids[column],
-                            valid_offsets[column],
-                            first,
-                            size,
-                            wide,
-                        )
-                        for i in range(size):
-                            scratch[k, i] = np.float32(wide[i] - offsets[column])
+            for k in range(width, LANES):
+                sources[k], group_offsets[k], group_fills[k] = nothing.ctypes.data, np.float32(0), np.float32(0)
+            for k in range(width):
+                column = group + k
+                group_fills[k] = fills[column]
+                if codes[column] == FLOAT32 and valids[column] == 0:
+                    sources[k] = addresses[column] + first * 4
+                    group_offsets[k] = np.float32(offsets[column])
+                    continue
+                read_column(codes[column], addresses[column], valids[column], valid_offsets[column], first, size, wide)
+                for i in range(size):
+                    scratch[k, i] = np.float32(wide[i] - offsets[column])
+                sources[k], group_offsets[k] = scratch[k].ctypes.data, np.float32(0)
             odd = np.int64(0)
             vectors = whole if cell + group + LANES <= stride else 0
             for i in range(0, vectors, LANES):
