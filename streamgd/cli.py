@@ -37,9 +37,10 @@ def main() -> None:
 @contextmanager
 def reporting(as_json: bool) -> Iterator[None]:
     """Turn errors that a user can meet into one message and an exit code."""
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            yield
     except StreamgdError as error:
         _fail(type(error).__name__, str(error), error.exit_code, as_json)
     except KeyboardInterrupt:
@@ -63,10 +64,15 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         values = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{path} cannot be read as TOML: {error}") from error
+    known: dict[str, str] = {}
+    for parameter in context.command.params:
+        for name in [parameter.name, *parameter.opts]:
+            if name and parameter.name and parameter.name != "config":
+                known[name.lstrip("-").replace("-", "_")] = parameter.name
     values = {name.replace("-", "_"): value for name, value in values.items()}
-    known = {parameter.name for parameter in context.command.params} - {"config"}
-    if unknown := sorted(set(values) - known):
-        raise typer.BadParameter(f"{path} sets {', '.join(unknown)}; known are {', '.join(sorted(map(str, known)))}.")
+    if unknown := sorted(set(values) - set(known)):
+        raise typer.BadParameter(f"{path} sets {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
+    values = {known[name]: value for name, value in values.items()}
     context.default_map = {**(context.default_map or {}), **values}
     return path
 
@@ -274,13 +280,13 @@ def evaluate(
         from .data.evaluate import model_encoder
         from .data.source import ParquetSource
         from .memory import peak_rss
-        from .memoryplan import scoring_threads
+        from .memoryplan import METRICS_BYTES, scoring_threads
         from .modelfile import load_model
 
         began = perf_counter()
         loaded = load_model(model)
         source = ParquetSource(shards, n_jobs=threads)
-        jobs = scoring_threads(source.manifest, model_encoder(loaded, source), memory_limit, threads)
+        jobs = scoring_threads(source.manifest, model_encoder(loaded, source), memory_limit, threads, METRICS_BYTES)
         result = run(source, loaded, target=target, weight=weight, n_jobs=jobs)
         result |= {"model": str(model), "seconds": perf_counter() - began, "peak_rss_bytes": peak_rss()}
         _print(result, as_json, _evaluate_text)

@@ -101,6 +101,11 @@ class Config:
             raise ConfigError("learning_rate='optimal' is 1 / (alpha (t0 + t)): it needs a penalty with alpha above 0.")
         if not self.shuffle and self.window_rows is not None:
             raise ConfigError("window_rows does nothing with shuffle=False; leave it out.")
+        if self.l2 == 0 and self.alpha not in (0, _default("alpha")):
+            raise ConfigError(f"alpha does nothing with penalty={self.penalty!r}; leave it out.")
+        for name in ("validation_fraction", "n_iter_no_change", "tol"):
+            if not self.early_stopping and getattr(self, name) != _default(name):
+                raise ConfigError(f"{name} does nothing without early_stopping; leave it out.")
 
     @property
     def method(self) -> Optimizer:
@@ -159,6 +164,10 @@ class Config:
     def to_json(self) -> dict[str, Any]:
         """All parameters as plain JSON values."""
         return asdict(self)
+
+
+def _default(name: str) -> Any:
+    return Config.__dataclass_fields__[name].default
 
 
 def _is_number(value: object) -> bool:

@@ -24,7 +24,7 @@ from .data.evaluate import evaluate, margins
 from .data.rowgroups import Source
 from .data.source import TableSource, as_source
 from .data.threads import available_cpus
-from .errors import ConfigError, MissingColumn
+from .errors import ConfigError
 from .features import Column
 from .job import Feed, Job, feed, prepare
 from .memory import parse_bytes
@@ -120,8 +120,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         sample_weight : str, or array-like of shape (n_samples,), optional
             Name of a column of weights; or the weights.
         validation : like X, optional
-            Shards with the same columns (for arrays: a pair of X and y) on which the loss is measured after each
-            epoch, and on which ``early_stopping`` decides.
+            Shards with the same columns (for arrays: X and y, or X, y and weights) on which the loss is measured
+            after each epoch, and on which ``early_stopping`` decides.
 
         Returns
         -------
@@ -138,9 +138,9 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             A weight became infinite or NaN.
         """
         source, target, weight = self._training_source(X, y, sample_weight, reset=True)
-        held_out = None if validation is None else self._validation_source(validation)
+        held_out = None if validation is None else self._validation_source(validation, weight)
         config = self._config()
-        job, data = prepare(source, target, config, weight=weight, drop=self._dropped(source), validation=held_out)
+        job, data = prepare(source, target, config, weight=weight, drop=self.drop or (), validation=held_out)
         self._train(job, data, State.start(job), 0)
         return self
 
@@ -171,19 +171,38 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             raise ConfigError("classes must be given in the first call of partial_fit: all labels that will occur.")
         if not first and classes is not None and list(np.unique(classes)) != list(self.classes_):
             raise ConfigError(f"classes are {classes!r}, but the first call said {self.classes_!r}.")
-        source, target, weight = self._training_source(X, y, sample_weight, reset=first)
-        config = replace(self._config(), epochs=1, early_stopping=False)
+        config = self._config()
+        if config.early_stopping:
+            raise ConfigError("early_stopping does nothing in partial_fit, which trains one epoch; leave it out.")
+        config = replace(config, epochs=1)
+        columns = None if first else self.model_.spec.columns
+        source, target, weight = self._training_source(X, y, sample_weight, reset=first, columns=columns)
         if first:
             labels = None if classes is None else np.unique(classes).tolist()
-            job, data = prepare(source, target, config, weight=weight, drop=self._dropped(source), classes=labels)
+            job, data = prepare(source, target, config, weight=weight, drop=self.drop or (), classes=labels)
             state, self._calls = State.start(job), 0
         else:
-            job = replace(
-                self._job, encoder=replace(self._job.encoder, target=self._job.labels.target(target), weight=weight)
-            )
+            job = self._continued(config, target, weight)
             data, state = feed(job, source), self._state
         self._train(job, data, state, self._calls)
         return self
+
+    def _continued(self, config: Config, target: str, weight: str | None) -> Job:
+        """The job of the first call, for other data; what its state was made for cannot change."""
+        job: Job = self._job
+        for name in ("loss", "optimizer", "fit_intercept", "standardize"):
+            if getattr(config, name) != getattr(job.config, name):
+                raise ConfigError(
+                    f"{name} was {getattr(job.config, name)!r} in the first call and is {getattr(config, name)!r} now; "
+                    f"partial_fit cannot change it. Call fit."
+                )
+        return replace(
+            job,
+            config=config,
+            encoder=replace(job.encoder, target=job.labels.target(target), weight=weight),
+            batch_rows=config.batch_rows(job.labels.rows),
+            eta0=job.eta0 if config.eta0 is None else config.eta0,
+        )
 
     def _margins(self, X: Any) -> NDArray[np.float64]:
         check_is_fitted(self, "model_")
@@ -225,17 +244,18 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         if model.spec.columns[0].name != _FEATURES or model.spec.columns[0].kind != "vector":
             self.feature_names_in_ = np.array(model.spec.feature_names(), dtype=object)
 
-    def _dropped(self, source: Source) -> Sequence[str]:
-        return [] if self.drop is None else list(self.drop)
-
-    def _training_source(self, X: Any, y: Any, weight: Any, *, reset: bool) -> tuple[Source, str, str | None]:
-        """The source, and the names of its target and weight columns."""
+    def _training_source(
+        self, X: Any, y: Any, weight: Any, *, reset: bool, columns: tuple[Column, ...] | None = None
+    ) -> tuple[Source, str, str | None]:
+        """The source, and the names of its target and weight columns; ``columns`` are those that a model knows."""
         if _is_stored(X):
             if not isinstance(y, str):
                 raise ConfigError(f"y is {y!r}; with shards or tables it is the name of the target column.")
             if weight is not None and not isinstance(weight, str):
                 raise ConfigError("with shards or tables sample_weight is the name of a column.")
             return as_source(X, self.n_jobs or available_cpus()), y, weight
+        if self.drop:
+            raise ConfigError("drop names columns of shards and tables; of arrays and DataFrames, leave them out of X.")
         named = hasattr(X, "columns")
         checked, y = validate_data(
             self,
@@ -248,7 +268,11 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         )
         if self._task == "classification":
             check_classification_targets(y)
-        table = _features(checked, list(self.feature_names_in_) if named and hasattr(self, "feature_names_in_") else [])
+        if columns is None:
+            names = list(self.feature_names_in_) if named and hasattr(self, "feature_names_in_") else []
+            unnamed = Column(_FEATURES, "vector", checked.shape[1])
+            columns = tuple(Column(name, "number") for name in names) or (unnamed,)
+        table = _features(checked, columns)
         target, weight_name = _unused(table, _TARGET), None
         table = table.append_column(target, pa.array(y))
         if weight is not None:
@@ -257,31 +281,32 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
             table = table.append_column(weight_name, pa.array(weights))
         return TableSource(table), target, weight_name
 
-    def _validation_source(self, validation: Any) -> Source:
+    def _validation_source(self, validation: Any, weight: str | None) -> Source:
         if _is_stored(validation):
             return as_source(validation, self.n_jobs or available_cpus())
-        if not isinstance(validation, tuple) or len(validation) != 2:
-            raise ConfigError("validation is neither shards nor a pair (X, y).")
-        return self._training_source(*validation, None, reset=False)[0]
+        if not isinstance(validation, tuple) or len(validation) not in (2, 3):
+            raise ConfigError("validation is neither shards nor a tuple (X, y) or (X, y, sample_weight).")
+        X, y, weights = validation if len(validation) == 3 else (*validation, None)
+        if weights is None and weight is not None:
+            weights = np.ones(len(y))
+        return self._training_source(X, y, weights, reset=False)[0]
 
     def _source(self, X: Any) -> Source:
         """Rows to predict."""
         if _is_stored(X):
             return as_source(X, self.n_jobs or available_cpus())
-        columns: tuple[Column, ...] = self.model_.spec.columns
         checked = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan", reset=False)
-        unnamed = len(columns) == 1 and columns[0].kind == "vector"
-        return TableSource(_features(checked, [] if unnamed else [column.name for column in columns]))
+        return TableSource(_features(checked, self.model_.spec.columns))
 
 
-def _features(X: NDArray[Any], names: list[str]) -> pa.Table:
-    """A table of one column a feature, or of one list column if features have no names."""
-    if names:
-        if len(names) != X.shape[1]:
-            raise MissingColumn(f"{X.shape[1]} features were given; the model has the columns {names}.")
-        return pa.table({name: np.ascontiguousarray(X[:, j]) for j, name in enumerate(names)})
-    flat = pa.array(np.ascontiguousarray(X).ravel())
-    return pa.table({_FEATURES: pa.FixedSizeListArray.from_arrays(flat, X.shape[1])})
+def _features(X: NDArray[Any], columns: tuple[Column, ...]) -> pa.Table:
+    """A table of features that lie side by side in an array."""
+    arrays, first = {}, 0
+    for column in columns:
+        cells = np.ascontiguousarray(X[:, first : first + column.size])
+        flat, first = pa.array(cells.ravel()), first + column.size
+        arrays[column.name] = flat if column.kind == "number" else pa.FixedSizeListArray.from_arrays(flat, column.size)
+    return pa.table(arrays)
 
 
 def _unused(table: pa.Table, name: str) -> str:

@@ -78,9 +78,14 @@ class FeatureSpec:
         return cls(tuple(columns), np.zeros(n), np.full(n, np.nan, np.float32))
 
     @classmethod
-    def centred(cls, columns: Sequence[Column], mean: NDArray[np.float64]) -> FeatureSpec:
-        """Values minus their mean; missing values are the mean."""
-        return cls(tuple(columns), mean.astype(np.float64), np.zeros(len(mean), np.float32))
+    def centred(cls, columns: Sequence[Column], mean: NDArray[np.float64], scale: NDArray[np.float64]) -> FeatureSpec:
+        """Values minus their mean; missing values are the mean.
+
+        The offset is the mean as a float32 where that is as good, so that float32 columns are centred as float32.
+        """
+        near = mean.astype(np.float32).astype(np.float64)
+        offset = np.where(np.abs(near - mean) <= 1e-3 * scale, near, mean)
+        return cls(tuple(columns), offset, (mean - offset).astype(np.float32))
 
     @classmethod
     def uncentred(cls, columns: Sequence[Column], mean: NDArray[np.float64]) -> FeatureSpec:

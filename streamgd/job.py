@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import Config
-from .data.encode import Encoder
+from .data.encode import Encoder, Target
 from .data.labels import Labels, scan_labels
 from .data.profile import Scales, find_columns, measure_scales
 from .data.rowgroups import Source
@@ -19,6 +19,7 @@ from .data.threads import available_cpus
 from .errors import ConfigError, TooManyClasses
 from .features import FeatureSpec
 from .losses import Loss
+from .memory import current_rss
 from .memoryplan import MemoryPlan, plan_memory
 from .model import Model
 
@@ -70,10 +71,14 @@ def prepare(
         The job does not fit in ``memory_limit``.
     """
     config.check()
-    n_jobs = config.n_jobs or available_cpus()
     if config.early_stopping and validation is None:
         source, validation = hold_out(source, config.validation_fraction, config.seed)
     columns = find_columns(source, target=target, weight=weight, drop=drop)
+    # Before anything is read: a process that has read already keeps some of it.
+    memory = _plan_memory(
+        source, Encoder(FeatureSpec.raw(columns), Target(target), weight), config, validation, current_rss()
+    )
+    n_jobs = memory.n_jobs
     labels = scan_labels(source, target, task=config.task, weight=weight, classes=classes, n_jobs=n_jobs)
     loss = config.loss_for(labels.task)
     if labels.classes is not None and len(labels.classes) > 2:
@@ -83,7 +88,7 @@ def prepare(
         )
     scales = measure_scales(source, columns, weight=weight, seed=config.seed, n_jobs=n_jobs)
     if config.fit_intercept:
-        spec = FeatureSpec.centred(columns, scales.mean)
+        spec = FeatureSpec.centred(columns, scales.mean, scales.scale)
     else:  # nothing can be centred, for there is no intercept to take it back
         spec, labels = FeatureSpec.uncentred(columns, scales.mean), replace(labels, mean=0.0)
     encoder = Encoder(spec, labels.target(target), weight, 1.0 / labels.weight_mean)
@@ -100,27 +105,37 @@ def prepare(
         inverse_scale=inverse_scale,
         eta0=config.initial_rate(loss, length),
     )
-    return job, feed(job, source, validation)
+    return job, _feed(job, source, memory, validation)
 
 
-def feed(job: Job, source: Source, validation: Source | None = None) -> Feed:
-    """Plan memory and order for a source.
+def feed(job: Job, source: Source) -> Feed:
+    """Plan memory and order for another source.
 
     Raises
     ------
     MemoryLimitError
         The source cannot be streamed in the memory limit.
     """
-    config = job.config
-    memory = plan_memory(source.manifest, job.encoder, config, config.n_jobs or available_cpus())
+    return _feed(job, source, _plan_memory(source, job.encoder, job.config))
+
+
+def _feed(job: Job, source: Source, memory: MemoryPlan, validation: Source | None = None) -> Feed:
     plan = Plan(
         source.manifest.rows,
         memory.window_rows,
         n_columns=len(job.encoder.columns),
-        seed=config.seed,
-        shuffle=config.shuffle,
+        seed=job.config.seed,
+        shuffle=job.config.shuffle,
     )
     return Feed(source, plan, memory, validation)
+
+
+def _plan_memory(
+    source: Source, encoder: Encoder, config: Config, validation: Source | None = None, resident: int = 0
+) -> MemoryPlan:
+    held_out = None if validation is None else validation.manifest
+    jobs = config.n_jobs or available_cpus()
+    return plan_memory(source.manifest, encoder, config, jobs, validation=held_out, resident=resident)
 
 
 def hold_out(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:

@@ -1,11 +1,12 @@
 """Models as safetensors files: arrays, and one JSON text in the header. Nothing in a file is ever run.
 
 A file from a stranger is read with suspicion: sizes are bounded before anything is allocated, and every name, shape
-and number is checked.
+and number is checked. A hash over the text and the arrays tells damage anywhere, be it in a label's name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -63,8 +64,10 @@ def save_model(model: Model, path: str | os.PathLike[str]) -> None:
         "missing": model.missing,
     }
     tensors = {name: np.ascontiguousarray(arrays[name].astype(kind)) for name, kind in TENSORS.items()}
+    header["sha256"] = _hash(header, tensors)
+    text = json.dumps(header, allow_nan=False)
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={KEY: json.dumps(header, allow_nan=False)})
+        save_file(tensors, temporary, metadata={KEY: text})
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
@@ -86,10 +89,21 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     return model
 
 
+def _hash(header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> str:
+    """Hash of everything else in a file."""
+    rest = {name: value for name, value in header.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode())
+    for name in TENSORS:
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()
+
+
 def _read(path: Path, where: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    if path.exists() and not path.is_file():  # a FIFO would block
+        raise ModelFileError(f"{where} is not a regular file.")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -103,7 +117,7 @@ def _read(path: Path, where: str) -> tuple[dict[str, Any], dict[str, NDArray[Any
         raise ModelFileError(f"{where} cannot be read: {error.strerror}.") from error
     try:
         outer = json.loads(header_text, object_pairs_hook=_unique)
-        header = json.loads(outer["__metadata__"][KEY], object_pairs_hook=_unique)
+        header = json.loads(outer["__metadata__"][KEY], object_pairs_hook=_unique, parse_constant=_refuse)
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelFileError(f"{where} is damaged, or was not written by streamgd: {error!r}.") from error
@@ -111,7 +125,19 @@ def _read(path: Path, where: str) -> tuple[dict[str, Any], dict[str, NDArray[Any
         raise ModelFileError(f"{where} was not written by streamgd.")
     if header["format"] != FORMAT:
         raise ModelFileError(f"{where} has format {header['format']}; this streamgd reads format {FORMAT}. Update it.")
+    if set(tensors) != set(TENSORS):
+        raise ModelFileError(f"{where} holds the arrays {sorted(tensors)}, expected {sorted(TENSORS)}.")
+    if header.get("sha256") != _hash(header, tensors):
+        raise ModelFileError(f"{where} is damaged: what it holds does not have the hash that it names.")
     return header, tensors
+
+
+def _is_label(label: Any, class_type: str) -> bool:
+    of_type = isinstance(label, CLASS_TYPES[class_type]) and isinstance(label, bool) == (class_type == "bool")
+    if not of_type or "int" not in class_type:
+        return of_type
+    bounds = np.iinfo(class_type)
+    return bool(bounds.min <= int(label) <= bounds.max)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -121,11 +147,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
 def _build(header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Model:
     columns = tuple(Column.from_json(value) for value in header["columns"])
     n = sum(column.size for column in columns)
-    if set(tensors) != set(TENSORS):
-        raise ValueError(f"it holds the arrays {sorted(tensors)}, expected {sorted(TENSORS)}")
     for name, kind in TENSORS.items():
         shape = (1,) if name == "intercept" else (n,)
         if tensors[name].dtype != np.dtype(kind) or tensors[name].shape != shape:
@@ -139,12 +167,13 @@ def _build(header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Model:
     if task == "classification":
         if not isinstance(classes, list) or len(classes) != 2 or class_type not in CLASS_TYPES:
             raise ValueError("a classification needs two classes")
-        if not all(isinstance(label, CLASS_TYPES[class_type]) for label in classes):
-            raise ValueError(f"classes {classes!r} are not of type {class_type}")
+        if not all(_is_label(label, class_type) for label in classes) or classes[0] == classes[1]:
+            raise ValueError(f"classes {classes!r} are not two labels of type {class_type}")
     elif classes is not None or class_type is not None:
         raise ValueError("a regression has no classes")
     if not isinstance(header["target"], str) or not isinstance(header["training"], dict):
         raise ValueError("the target or the description of the training is missing")
+    json.dumps(header, ensure_ascii=False).encode()  # half a surrogate pair is no text
     return Model(
         task=task,
         loss=loss,

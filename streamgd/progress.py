@@ -68,7 +68,6 @@ class PlainDisplay:
 
     def __init__(self) -> None:
         self._last = monotonic()
-        self._validated = 0
 
     def __enter__(self) -> Self:
         return self
@@ -80,11 +79,9 @@ class PlainDisplay:
 
     def __call__(self, progress: Progress) -> None:
         """Tell where the job stands."""
-        over = progress.rows >= progress.total_rows * (self._validated + 1) // progress.epochs
-        if not over and monotonic() - self._last < PLAIN_SECONDS:
+        if not progress.ended and monotonic() - self._last < PLAIN_SECONDS:
             return
         self._last = monotonic()
-        self._validated += over
         share = progress.rows / max(1, progress.total_rows)
         validation = "" if progress.validation_loss is None else f", validation loss {progress.validation_loss:.5g}"
         print(
@@ -116,7 +113,7 @@ class LiveDisplay:
 
     def __call__(self, progress: Progress) -> None:
         """Draw where the job stands."""
-        if monotonic() - self._last < LIVE_SECONDS and progress.rows < progress.total_rows:
+        if not progress.ended and monotonic() - self._last < LIVE_SECONDS:
             return
         self._last = monotonic()
         self._live.update(self._picture(progress), refresh=True)

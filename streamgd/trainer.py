@@ -70,7 +70,7 @@ class State:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands, as told to a callback."""
+    """Where training stands, as told to a callback; ``ended`` if an epoch has just ended and was validated."""
 
     epoch: int
     epochs: int
@@ -81,6 +81,7 @@ class Progress:
     seconds: float
     times: Times
     validation_loss: float | None = None
+    ended: bool = False
 
 
 @dataclass
@@ -117,13 +118,13 @@ def train(
     best: tuple[float, NDArray[np.float64]] | None = None
     no_gain = skipped = epochs = 0
 
-    def tell(epoch: int) -> None:
+    def tell(epoch: int, ended: bool = False) -> None:
         if callback is not None:
             loss = _mean(job, state) if state.totals[WEIGHT] else (losses or [np.nan])[-1]
-            total = feed.source.manifest.n_rows * job.config.epochs
+            total = job.labels.rows * job.config.epochs
             rows, steps = int(state.counters[ROWS]), int(state.counters[STEP])
             seconds, validation = perf_counter() - began, validation_losses[-1] if validation_losses else None
-            callback(Progress(epoch, job.config.epochs, rows, total, steps, loss, seconds, times, validation))
+            callback(Progress(epoch, job.config.epochs, rows, total, steps, loss, seconds, times, validation, ended))
 
     stream = iter(
         WindowStream(
@@ -149,7 +150,7 @@ def train(
                 no_gain = no_gain + 1 if best is not None and score > best[0] - job.config.tol else 0
                 if best is None or score < best[0]:
                     best = score, state.weights(job).copy()
-            tell(window.epoch)
+            tell(window.epoch, ended=True)
             if job.config.early_stopping and no_gain >= job.config.n_iter_no_change:
                 break
     stream.close()  # type: ignore[attr-defined]
@@ -176,7 +177,7 @@ def learn(job: Job, feed: Feed, state: State, window: Window, times: Times, tell
     n = len(window.order)
     call = max(1, min(CELLS_PER_CALL // layout.stride, -(-feed.plan.total // SNAPSHOTS)))
     optimizer_args, schedule_args = np.array(config.optimizer_args()), np.array(config.schedule_args(job.eta0))
-    for start in range(0, n, call):
+    for start in range(0, max(n, 1), call):  # an empty window, all of whose targets are null, may end an epoch
         began = perf_counter()
         stop = min(n, start + call)
         failed = drain(

@@ -88,6 +88,12 @@ def splits(draw: st.DrawFn, rows: int, *, min_size: int = 0) -> list[int]:
     return sizes or [0]
 
 
+@st.composite
+def layouts(draw: st.DrawFn, rows: int) -> list[list[int]]:
+    """Sizes of row groups, shard by shard, that add up to a number of rows."""
+    return [draw(splits(shard)) for shard in draw(splits(rows))]
+
+
 def cut(table: pa.Table, sizes: Sequence[int]) -> list[pa.Table]:
     """Slices of a table by their sizes."""
     pieces, start = [], 0
@@ -102,3 +108,9 @@ def write_shard(path: Path, row_groups: Sequence[pa.Table]) -> None:
     with pq.ParquetWriter(path, row_groups[0].schema) as writer:
         for row_group in row_groups:
             writer.write_table(row_group, row_group_size=max(1, row_group.num_rows))
+
+
+def write_shards(directory: str | Path, table: pa.Table, layout: Sequence[Sequence[int]]) -> None:
+    """Shards ``part-000.parquet``, ... with row groups of given sizes; all of them together are the table."""
+    for number, (shard, sizes) in enumerate(zip(cut(table, [sum(sizes) for sizes in layout]), layout, strict=True)):
+        write_shard(Path(directory) / f"part-{number:03}.parquet", cut(shard, sizes))

@@ -15,23 +15,30 @@ from ..kernels import layout as kernels
 CODES = {
     pa.float32(): kernels.FLOAT32,
     pa.float64(): kernels.FLOAT64,
-    pa.int8(): kernels.INT8,
-    pa.int16(): kernels.INT16,
     pa.int32(): kernels.INT32,
     pa.int64(): kernels.INT64,
-    pa.uint8(): kernels.UINT8,
     pa.bool_(): kernels.BOOL,
 }
+
+#: Narrow integers, which float32 holds.
+_NARROW = (pa.int8(), pa.int16(), pa.uint8(), pa.uint16())
 
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.restype, _pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
 
 
 def native(values: pa.Array) -> pa.Array:
-    """The array in one of the types that the kernels read; anything else goes through float64."""
+    """The array in one of the types that the kernels read; narrow integers become float32, the rest float64."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    return values if values.type in CODES else values.cast(pa.float64(), safe=False)
+    if values.type in CODES:
+        return values
+    return values.cast(native_type(values.type), safe=False)
+
+
+def native_type(kind: pa.DataType) -> pa.DataType:
+    """The type that values of an Arrow type have when the kernels read them."""
+    return kind if kind in CODES else pa.float32() if kind in _NARROW else pa.float64()
 
 
 def native_batch(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:

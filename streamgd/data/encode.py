@@ -24,7 +24,7 @@ from ..errors import (
 )
 from ..features import Column, FeatureSpec, Layout
 from ..kernels import layout as kernels
-from .buffers import CODES, Buffers, buffers, native, native_batch
+from .buffers import CODES, Buffers, buffers, native, native_batch, native_type
 
 BATCH_BYTES = 16 << 20
 BATCH_ROWS = (128, 65_536)
@@ -106,14 +106,19 @@ def _floats(values: pa.Array) -> NDArray[np.float64]:
     return native(values).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
 
-def _middle(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Medians of what is finite in each row; 0 where nothing is."""
-    if values.shape[1] == 0:
-        return np.zeros(len(values))
-    finite = np.isfinite(values)
-    in_order = np.sort(np.where(finite, values, np.inf), axis=1)
-    middle = in_order[np.arange(len(values)), finite.sum(axis=1) // 2]
-    return np.where(finite.any(axis=1), middle, 0.0)
+def _middles(values: pa.Array, starts: NDArray[np.int64], size: int) -> NDArray[np.float64]:
+    """Median of the first few numbers at each place of lists that begin at ``starts``; 0 where there is none."""
+    places = starts[:CENTRE_ROWS, np.newaxis] + np.arange(size)
+    few = _floats(values.take(pa.array(places.ravel(), pa.int64()))).reshape(places.shape)
+    middles = np.zeros(size)
+    for j in range(size):
+        found = few[np.isfinite(few[:, j]), j]
+        if len(found) == 0 and len(starts) > len(few):  # many are missing
+            column = _floats(values.take(pa.array(starts + j)))
+            found = column[np.isfinite(column)][:CENTRE_ROWS]
+        if len(found):
+            middles[j] = np.sort(found)[len(found) // 2]
+    return middles
 
 
 def vector_parts(values: pa.Array) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
@@ -258,7 +263,8 @@ class _Numbers:
     def plan(cls, schema: pa.Schema, names: list[str], cell: int, spec: FeatureSpec) -> _Numbers:
         types = [schema.field(name).type for name in names]
         cast = any(kind not in CODES for kind in types)
-        types = [kind if kind in CODES else pa.float64() for kind in types]
+        types = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in types]
+        types = [native_type(kind) for kind in types]
         places = range(len(names)) if cast else [schema.get_field_index(name) for name in names]
         codes = np.array([CODES[kind] for kind in types], np.int64)
         widths = np.array([kind.bit_width // 8 for kind in types], np.int64)  # 0 of a bit
@@ -304,6 +310,11 @@ class Encoder:
         names += [self.target.name] if self.target is not None else []
         return list(dict.fromkeys(names + ([self.weight] if self.weight is not None else [])))
 
+    @property
+    def row_values(self) -> int:
+        """Values that are decoded for a row; a list is as many as it is long."""
+        return self.spec.n_features + self.layout.has_target + self.layout.has_weight
+
     def new_rows(self, n: int) -> NDArray[np.float32]:
         """Memory for n encoded rows; rows begin where cache lines do, so that a random row touches no line more."""
         stride = self.layout.stride
@@ -318,17 +329,15 @@ class Encoder:
 
     def centres(self, batch: pa.RecordBatch) -> NDArray[np.float64]:
         """A typical value of each feature: the median of its first few in a batch, or 0; float64[n_features]."""
-        found: list[float] = []
+        found = [np.empty(0)]
         for column in self.spec.columns:
             values = batch.column(column.name)
             if column.kind == "vector":
                 child, starts, present, lengths = vector_parts(values)
-                usable = np.flatnonzero(present & (lengths == column.size))[:CENTRE_ROWS]
-                lists = [_floats(child.slice(starts[row], column.size)) for row in usable]
-                found.extend(_middle(np.array(lists).T) if lists else np.zeros(column.size))
+                found.append(_middles(child, starts[present & (lengths == column.size)], column.size))
             else:
-                found.extend(_middle(_floats(values.drop_null()[:CENTRE_ROWS])[np.newaxis]))
-        return np.array(found)
+                found.append(_middles(values, np.arange(len(values)), 1))
+        return np.concatenate(found)
 
     def encode(self, batch: pa.RecordBatch, out: NDArray[np.float32], where: str) -> int:
         """Encode a batch into the first rows of ``out``.

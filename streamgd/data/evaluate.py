@@ -9,15 +9,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..errors import SchemaMismatch
+from ..errors import AllNullTarget, BadWeight, SchemaMismatch
 from ..metrics import BinaryMetrics, RegressionMetrics
 from ..model import Model, sigmoid
 from .encode import Encoder, Target, is_number, is_vector, require, sample_weights
 from .rowgroups import Source
 from .threads import consecutive, parallel
 
-#: Parts that are scored at once and merged in order. Fixed, so that the number of threads changes no digit.
-PARTS = 16
+#: Parts that are scored at once and merged in order: at most so many, and for metrics (the bins of a ROC AUC cost 8 ms
+#: a part) each of at least so many rows. They follow from the data, so that the number of threads changes no digit.
+PARTS, PART_ROWS = 16, 65_536
 
 
 def model_encoder(model: Model, source: Source) -> Encoder:
@@ -68,6 +69,15 @@ def evaluate(
     dict
         ``rows``, ``skipped_rows`` (no target), and ``log_loss``, ``roc_auc``, ``roc_auc_error``, ``accuracy`` or
         ``rmse``, ``mae``, ``r2``.
+
+    Raises
+    ------
+    MissingColumn, SchemaMismatch
+        See `model_encoder`; or there is no target.
+    TargetError
+        The target is null in all rows, not finite, or holds labels that the model does not know.
+    BadWeight
+        See `sample_weights`; or all weights are zero.
     """
     encoder = model_encoder(model, source)
     y = Target(target or model.target, model_classes(model))
@@ -87,9 +97,16 @@ def evaluate(
         return metrics
 
     metrics = kind()
-    for part in parallel(score, consecutive(source.manifest.n_row_groups, PARTS), n_jobs):
+    parts = consecutive(source.manifest.n_row_groups, min(PARTS, 1 + source.manifest.n_rows // PART_ROWS))
+    for part in parallel(score, parts, n_jobs):
         metrics.merge(part)
     result = metrics.compute()
+    if not result["rows"]:
+        raise AllNullTarget(
+            f"target {y.name!r} is null in all {source.manifest.n_rows} rows: there is nothing to score."
+        )
+    if result["log_loss" if kind is BinaryMetrics else "rmse"] is None:
+        raise BadWeight(f"weight column {weight!r} is 0 in every row with a target.")
     result["skipped_rows"] = source.manifest.n_rows - int(result["rows"] or 0)
     return result
 

@@ -53,16 +53,24 @@ def write_predictions(
     Raises
     ------
     MissingColumn, ConfigError
-        A column to keep is not in the data, or has the name of an output column.
+        A column to keep is not in the data, has the name of an output column, or is named twice; or predictions would
+        be written over the data.
     """
     outputs = predictions(model, np.empty(0))
     for name in keep:
         require(source.schema, name, "keep")
         if name in outputs:
             raise ConfigError(f"--keep {name}: the output has a column of this name already; leave it out.")
+    if len(set(keep)) != len(keep):
+        raise ConfigError(f"--keep {','.join(keep)} names a column twice.")
     names = [Path(name).with_suffix(".parquet") for name in source.names]
     if len(set(names)) != len(names):
         raise ConfigError("two input shards would be written to one output file; predict them one by one.")
+    inputs = {os.path.realpath(path) for path in source._paths}
+    if overwritten := [name for name in names if os.path.realpath(Path(out) / name) in inputs]:
+        raise ConfigError(
+            f"--out {os.fspath(out)} would replace the input shard {overwritten[0]}; give another directory."
+        )
     schema = pa.schema([*(source.schema.field(name) for name in keep), *((n, a.type) for n, a in outputs.items())])
     encoder = model_encoder(model, source)
 

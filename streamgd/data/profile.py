@@ -5,7 +5,8 @@ The profile is frozen for the run and stored in the model, so nothing drifts and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,6 +75,13 @@ def find_columns(
 
 
 def _length(source: Source, field: pa.Field) -> int:
+    length = _first_length(source, field)
+    if length == 0:
+        raise UnusableColumns(f"column {field.name!r} holds lists of length 0: drop it.")
+    return length
+
+
+def _first_length(source: Source, field: pa.Field) -> int:
     if pa.types.is_fixed_size_list(field.type):
         return int(field.type.list_size)
     for row_group in range(source.manifest.n_row_groups):
@@ -105,28 +113,28 @@ def measure_scales(
 ) -> Scales:
     """Moments of each feature over the sample.
 
-    Each piece is centred on a typical value of its own first, so that a mean far from 0 costs no digits; pieces are
-    merged in their order, so that threads do not matter.
+    Each record batch is centred on a typical value of its own first, so that a mean far from 0 costs no digits, not
+    even where a column has no values before; batches are merged in their order, so that threads do not matter.
     """
     pieces = sample_pieces(source.manifest.rows, seed)
-    parts = parallel(lambda piece: _moments(source, columns, weight, piece), pieces, n_jobs)
+    parts = parallel(lambda piece: list(_moments(source, columns, weight, piece)), pieces, n_jobs)
     n_features = sum(column.size for column in columns)
     count, mean, spread, square, fourth = np.zeros((5, n_features))
-    for part in parts:
+    for part in itertools.chain.from_iterable(parts):
         both = np.where(count + part.count > 0, count + part.count, 1)
         difference = np.where(part.count > 0, part.centre + part.total / np.maximum(part.count, 1e-300) - mean, 0)
         within = np.maximum(part.square - part.total**2 / np.where(part.count > 0, part.count, 1), 0)
         spread += within + difference**2 * count * part.count / both
-        mean += difference * part.count / both
+        mean += difference * (part.count / both)  # a share of 1 is exact: a constant has no spread
         count, square, fourth = count + part.count, square + part.square, fourth + part.fourth
     scale = np.sqrt(spread / np.where(count > 0, count, 1))
     magnitude = np.maximum(scale, np.sqrt(fourth / np.where(square > 0, square, 1)))
-    weights = sum(part.weight for part in parts)
+    weights = sum(part.weight for piece in parts for part in piece)
     return Scales(
         mean=mean,
         scale=np.where(scale > 0, scale, 1.0),
         magnitude=np.where(magnitude > 0, magnitude, 1.0),
-        missing=1 - count / max(weights, 1e-300),
+        missing=np.clip(1 - count / max(weights, 1e-300), 0, 1),
         sampled=sum(stop - start for _, start, stop in pieces),
     )
 
@@ -143,21 +151,20 @@ class _Moments:
     weight: float = 0.0
 
 
-def _moments(source: Source, columns: tuple[Column, ...], weight: str | None, piece: tuple[int, int, int]) -> _Moments:
+def _moments(
+    source: Source, columns: tuple[Column, ...], weight: str | None, piece: tuple[int, int, int]
+) -> Iterator[_Moments]:
     row_group, start, stop = piece
     encoder = Encoder(FeatureSpec.raw(columns), weight=weight)
     batch_rows = min(encoder.batch_rows, PIECE_ROWS // 2)
     rows = encoder.new_rows(batch_rows)
     reader = source.open(row_group, encoder.columns, batch_rows)
     reader.skip(start)
-    moments = None
+    w_cell = encoder.layout.w_cell
     for batch in reader.read(stop - start):
-        if moments is None:
-            moments = _Moments(encoder.centres(batch), *np.zeros((4, encoder.spec.n_features)))
-            encoder = replace(encoder, spec=replace(encoder.spec, offset=moments.centre))
-        n = encoder.encode(batch, rows, source.describe(row_group))
-        w_cell = encoder.layout.w_cell
+        moments = _Moments(encoder.centres(batch), *np.zeros((4, encoder.spec.n_features)))
+        centred = replace(encoder, spec=replace(encoder.spec, offset=moments.centre))
+        n = centred.encode(batch, rows, source.describe(row_group))
         add_moments(rows, n, w_cell, moments.count, moments.total, moments.square, moments.fourth)
-        moments.weight += float(n if w_cell < 0 else rows[:n, w_cell].sum(dtype=np.float64))
-    assert moments is not None  # pieces are not empty
-    return moments
+        moments.weight = float(n if w_cell < 0 else rows[:n, w_cell].sum(dtype=np.float64))
+        yield moments

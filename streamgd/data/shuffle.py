@@ -28,7 +28,7 @@ SEGMENTS = 128
 EXTRA_VALUES = 1_000_000_000
 
 #: Third parts of keys that are not windows (`numpy.random.SeedSequence` pads keys with 0, so lengths do not tell).
-SEGMENT_ORDER, SAMPLE, HELD_OUT, WINDOW_ORDER = range(1 << 31, (1 << 31) + 4)
+SEGMENT_ORDER, SAMPLE, HELD_OUT, WINDOW_ORDER, PLACE_ORDER = range(1 << 31, (1 << 31) + 5)
 
 
 def random_seed(*key: int) -> np.uint64:
@@ -173,6 +173,7 @@ class Plan:
                 )
                 window = np.empty(n, np.int64)
                 window[:] = random_order(self.n_windows, self.seed, epoch, WINDOW_ORDER)[rank]
-                order = np.lexsort((stratum, window))
+                # By stratum, what the ends of windows cut off would be late rows, and later windows get it.
+                order = np.lexsort((random_order(n, self.seed, epoch, PLACE_ORDER), window))
             self._epoch = epoch, order, np.cumsum((self._stop - self._start)[order])
         return self._epoch[1], self._epoch[2]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -223,6 +224,10 @@ class WindowStream:
         return n, skipped
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
+
+
 class Batch(NamedTuple):
     """A mini-batch.
 
@@ -287,8 +292,11 @@ class ParquetStream:
         window_rows: int | None = None,
         n_jobs: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+        for name, value in (("batch_size", batch_size), ("window_rows", window_rows), ("n_jobs", n_jobs)):
+            if (value is not None or name == "batch_size") and (not _is_count(value) or value == 0):
+                raise ConfigError(f"{name} is {value!r}; expected an integer of at least 1.")
+        if not _is_count(seed) or seed >= 2**32:
+            raise ConfigError(f"the seed is {seed!r}; expected an integer from 0 to {2**32 - 1}.")
         self.batch_size = batch_size
         self.n_jobs = n_jobs or available_cpus()
         self.source = as_source(data, self.n_jobs)
@@ -298,7 +306,7 @@ class ParquetStream:
         self.plan = Plan(
             self.source.manifest.rows,
             self.window_rows,
-            n_columns=len(self.encoder.columns),
+            n_columns=self.encoder.row_values,
             seed=seed,
             shuffle=shuffle,
         )
@@ -315,39 +323,49 @@ class ParquetStream:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from a place that `state_dict` of a stream with the same data and parameters gave."""
+        known = isinstance(state, dict) and set(state) == set(START._fields)
+        if not known or not all(_is_count(value) for value in state.values()):
+            raise ConfigError(f"{state!r} is no state of a stream; it is a dict of {', '.join(START._fields)}.")
         position = Position(**state)
-        if min(position) < 0 or position.window >= self.plan.n_windows:
-            raise ConfigError(f"{state!r} is no place in a stream of {self.plan.n_windows} window(s) an epoch.")
+        if position.window >= self.plan.n_windows or position.rows > self.plan.capacity:
+            raise ConfigError(
+                f"{state!r} is no place in a stream of {self.plan.n_windows} window(s) of {self.plan.capacity} rows an "
+                f"epoch. Give the data and parameters that the state is from."
+            )
         self._position = position
 
     def __iter__(self) -> Iterator[Batch]:
         start = self._position
-        layout = self.encoder.layout
         pending: list[NDArray[np.float32]] = []
         size = 0
         stream = WindowStream(
             self.source, self.encoder, self.plan, n_jobs=self.n_jobs, start=start, stop_epoch=start.epoch + 1
         )
-        for window in stream:
-            done = start.rows if window.index == start.window else 0
-            n = len(window.order)
-            while done < n:
-                take = min(self.batch_size - size, n - done)
-                pending.append(window.rows[window.order[done : done + take]])
-                done, size = done + take, size + take
-                over = done == n
-                if size == self.batch_size or (over and window.last):
-                    self._position = (
-                        Position(window.epoch, window.index, done)
-                        if not over
-                        else Position(window.epoch, window.index + 1)
-                        if not window.last
-                        else Position(window.epoch + 1)
-                    )
-                    rows = np.concatenate(pending) if len(pending) > 1 else pending[0]
-                    pending, size = [], 0
-                    yield Batch(
-                        np.ascontiguousarray(rows[:, : layout.n_features]),
-                        rows[:, layout.y_cell].copy() if layout.has_target else None,
-                    )
+        with closing(iter(stream)) as windows:  # type: ignore[type-var]
+            for window in windows:
+                done = start.rows if window.index == start.window else 0
+                n = len(window.order)
+                while done < n:
+                    take = min(self.batch_size - size, n - done)
+                    pending.append(window.rows[window.order[done : done + take]])
+                    done, size = done + take, size + take
+                    if size == self.batch_size:
+                        self._position = _after(window, done)
+                        yield self._batch(pending)
+                        pending, size = [], 0
         self._position = Position(start.epoch + 1)
+        if pending:
+            yield self._batch(pending)
+
+    def _batch(self, parts: list[NDArray[np.float32]]) -> Batch:
+        layout = self.encoder.layout
+        rows = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        y = rows[:, layout.y_cell].copy() if layout.has_target else None
+        return Batch(np.ascontiguousarray(rows[:, : layout.n_features]), y)
+
+
+def _after(window: Window, done: int) -> Position:
+    """Place after so many rows of a window."""
+    if done < len(window.order):
+        return Position(window.epoch, window.index, done)
+    return Position(window.epoch + 1) if window.last else Position(window.epoch, window.index + 1)

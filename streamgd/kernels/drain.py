@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from .gradients import add_gradient, margins
-from .intrinsics import jit
+from .intrinsics import jit, kernel
 from .losses import evaluate
 from .updates import learning_rate, update
 
@@ -51,7 +51,7 @@ def finish_batch(
     return finite
 
 
-@jit
+@kernel
 def drain(
     rows,  # float32[capacity, stride]: encoded rows
     order,  # uint32[n]: the order in which to take them
@@ -110,7 +110,7 @@ def drain(
         counters[CARRIED] += n
         counters[ROWS] += n
         i += n
-        if counters[CARRIED] == batch_size or (last and i == stop):
+        if counters[CARRIED] == batch_size:
             stale = True
             if not finish_batch(
                 optimizer,
@@ -126,10 +126,28 @@ def drain(
                 counters,
             ):
                 return counters[STEP]
+    if (
+        last
+        and counters[CARRIED] > 0
+        and not finish_batch(
+            optimizer,
+            optimizer_args,
+            schedule,
+            schedule_args,
+            alpha,
+            fit_intercept,
+            inverse_scale,
+            params,
+            slots,
+            carry,
+            counters,
+        )
+    ):
+        return counters[STEP]
     return -1
 
 
-@jit
+@kernel
 def predict(rows, n, weights, intercept, out):
     """Margins of the first n encoded rows in float64; ``weights`` float64[p] are of encoded features."""
     for i in range(n):

@@ -5,6 +5,10 @@ They are portable: LLVM lowers them to whatever vectors the CPU has, and to scal
 
 from __future__ import annotations
 
+from functools import update_wrapper
+from hashlib import sha256
+from pathlib import Path
+from types import CellType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -12,10 +16,30 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-#: Options of every kernel. ``reassoc`` and ``contract`` let sums become vectors and fused multiply-adds; NaN and
+#: Options of all compiled code. ``reassoc`` and ``contract`` let sums become vectors and fused multiply-adds; NaN and
 #: infinity keep their meaning, since kernels test for them.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
-jit = njit(nogil=True, cache=True, error_model="numpy", fastmath=FASTMATH)
+#: A function that kernels call; it is compiled into them, and caching it by itself would only cost time.
+jit = njit(nogil=True, error_model="numpy", fastmath=FASTMATH)
+_cached = njit(nogil=True, cache=True, error_model="numpy", fastmath=FASTMATH)
+
+_SOURCES = sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+
+
+def kernel(function: Any) -> Any:
+    """Make a kernel of a function that Python calls: compiled once for a machine, and kept on disk.
+
+    Numba takes a kernel from the disk if the file it stands in is as it was, though it may have inlined a function
+    of another file that has changed since. Its key covers the values that a function closes over, so each kernel
+    closes over a hash of all files of this package.
+    """
+    code = function.__code__
+    tied = code.replace(co_freevars=(*code.co_freevars, "_sources"))
+    closure = (*(function.__closure__ or ()), CellType(_SOURCES))
+    stamped = FunctionType(tied, function.__globals__, function.__name__, function.__defaults__, closure)
+    return _cached(update_wrapper(stamped, function))
+
+
 inline = njit(nogil=True, error_model="numpy", fastmath=FASTMATH, inline="always")
 
 LANES = 16  # rows and columns of one transposition; a row of 16 float32 is one cache line

@@ -51,13 +51,13 @@ def log1p_unit(u):
 
 @jit
 def log_loss(z, y, n, value, derivative):
-    """log(1 + exp(z)) - y z and sigmoid(z) - y, both from exp(-|z|), which cannot overflow."""
+    """log(1 + exp(z)) - y z and sigmoid(z) - y for y in {0, 1}, both from exp(-|z|), which cannot overflow."""
     for i in range(n):
         u = exp_negative(-abs(z[i]))
         inverse = _ONE / (_ONE + u)
         sigmoid = inverse if z[i] >= 0 else u * inverse
         derivative[i] = sigmoid - y[i]
-        value[i] = log1p_unit(u) + max(z[i], np.float32(0)) - z[i] * y[i]
+        value[i] = log1p_unit(u) + max((_ONE - np.float32(2) * y[i]) * z[i], np.float32(0))
 
 
 @jit

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import jit
+from .intrinsics import kernel
 
 
-@jit
+@kernel
 def permutation(seed, out):
     """Fill ``out`` (uint32[n]) with a random order of 0..n-1.
 

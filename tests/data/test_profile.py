@@ -1,0 +1,308 @@
+"""Scales of features against NumPy over the same rows, and where a sample of large data lies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple
+from decimal import Decimal
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamgd.data.profile import (
+    PIECE_ROWS,
+    SAMPLE_ROW_GROUPS,
+    WHOLE_SAMPLE_ROWS,
+    find_columns,
+    measure_scales,
+    sample_pieces,
+)
+from streamgd.data.source import ParquetSource, TableSource
+from streamgd.errors import (
+    BadWeight,
+    ListLengthMismatch,
+    MissingColumn,
+    NonFiniteFeature,
+    UnusableColumns,
+)
+from streamgd.features import Column
+from tests import strategies as sgst
+
+
+def measure(source, *, weight=None, seed=0, n_jobs=1, **named):
+    return measure_scales(source, find_columns(source, weight=weight, **named), weight=weight, seed=seed, n_jobs=n_jobs)
+
+
+def in_numpy(X: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, standard deviation and missing share of each column; NaN is missing."""
+    w = np.where(np.isnan(X), 0, np.ones(len(X))[:, np.newaxis] if weights is None else weights[:, np.newaxis])
+    x = np.where(np.isnan(X), 0, X)
+    count = np.where(w.sum(axis=0) > 0, w.sum(axis=0), 1)
+    mean = (w * x).sum(axis=0) / count
+    scale = np.sqrt((w * (x - mean) ** 2).sum(axis=0) / count)
+    total = len(X) if weights is None else weights.sum()
+    return mean, np.where(scale > 0, scale, 1), 1 - w.sum(axis=0) / total
+
+
+def assert_close(scales, expected, **tolerances):
+    mean, scale, missing = expected
+    np.testing.assert_allclose(scales.scale, scale, rtol=1e-6)
+    np.testing.assert_allclose(scales.mean, mean, rtol=1e-15, atol=1e-6 * scale.min(initial=math.inf))
+    np.testing.assert_allclose(scales.missing, missing, atol=1e-6)
+    assert ((scales.missing >= 0) & (scales.missing <= 1)).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_of_small_data_the_sample_is_all_rows(data):
+    """However they are cut, and with a weight: scales are those of all rows."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    rows, features = data.draw(st.integers(1, 400)), data.draw(st.integers(1, 20))
+    X = rng.normal(size=(rows, features)) * 10.0 ** rng.integers(-3, 7, features) + rng.choice([0, 3, -1e6], features)
+    X[rng.uniform(size=X.shape) < data.draw(st.sampled_from([0, 0.3, 0.9]))] = np.nan
+    as_null = data.draw(st.booleans())
+    columns = {f"c{i}": pa.array(x, from_pandas=as_null) for i, x in enumerate(X.T)}
+    weights = None
+    if data.draw(st.booleans()):
+        weights = rng.integers(0, 5, rows) / 4
+        weights[0] = 1
+        columns["w"] = pa.array(weights)
+    with TemporaryDirectory() as directory:
+        sgst.write_shards(directory, pa.table(columns), data.draw(sgst.layouts(rows)))
+        source, jobs = ParquetSource(directory), data.draw(st.integers(1, 4))
+        scales = measure(
+            source, weight=None if weights is None else "w", seed=data.draw(st.integers(0, 9)), n_jobs=jobs
+        )
+    assert scales.sampled == rows
+    mean, scale, missing = in_numpy(X, weights)
+    np.testing.assert_allclose(scales.scale, scale, rtol=2e-6)
+    np.testing.assert_array_less(np.abs(scales.mean - mean), 2e-6 * scale + 4e-15 * np.abs(mean) + 1e-300)
+    np.testing.assert_allclose(scales.missing, missing, atol=1e-6)
+    assert ((scales.missing >= 0) & (scales.missing <= 1)).all()
+    assert (scales.magnitude >= np.where(scale == 1, 0, scale * (1 - 2e-6))).all()
+
+
+@pytest.mark.parametrize("row_group_rows", [30, 1000])
+def test_integer_weights_are_rows_that_come_again(row_group_rows):
+    rng = np.random.default_rng(0)
+    table = pa.table({"a": rng.normal(size=500), "b": rng.integers(0, 9, 500), "w": rng.integers(0, 5, 500)})
+    again = table.take(np.repeat(np.arange(500), table["w"].to_numpy())).drop_columns("w")
+    weighted = measure(TableSource(table, row_group_rows), weight="w")
+    repeated = measure(TableSource(again, row_group_rows))
+    np.testing.assert_allclose(weighted.mean, repeated.mean, rtol=1e-6)
+    np.testing.assert_allclose(weighted.scale, repeated.scale, rtol=1e-6)
+
+
+TYPES = (pa.int8(), pa.uint16(), pa.int64(), pa.uint64(), pa.float16(), pa.float32(), pa.bool_(), pa.decimal128(9, 2))
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=str)
+def test_numbers_of_every_type(kind):
+    x = np.random.default_rng(0).integers(0, 2 if kind == pa.bool_() else 100, 5000)
+    items: list[Any] = [bool(i) for i in x] if kind == pa.bool_() else x.tolist()
+    if pa.types.is_decimal(kind):
+        items = [Decimal(i) for i in items]
+    for values in (pa.array(items, pa.float32() if kind == pa.float16() else kind).cast(kind), None):
+        values = values if values is not None else pa.array(x % 2).dictionary_encode()
+        exact = np.array([float(value) for value in values.to_pylist()])
+        scales = measure(TableSource(pa.table({"a": values}), row_group_rows=700))
+        np.testing.assert_allclose([scales.mean[0], scales.scale[0]], [exact.mean(), exact.std()], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.float32(), 5), pa.list_(pa.float64()), pa.large_list(pa.int16())], ids=str
+)
+def test_vectors_have_a_scale_for_each_place(kind):
+    rng = np.random.default_rng(0)
+    X = np.rint(rng.normal(size=(900, 5)) * [1, 10, 100, 1000, 5000] + 3)
+    X[rng.uniform(size=X.shape) < 0.1] = np.nan
+    X[rng.uniform(size=900) < 0.2] = np.nan
+    lists = [None if np.isnan(x).all() else [None if np.isnan(v) else v for v in x] for x in X]
+    source = TableSource(pa.table({"n": np.arange(900), "v": pa.array(lists, kind), "m": np.arange(900)}), 70)
+    scales = measure(source)
+    mean, scale, missing = in_numpy(np.column_stack([np.arange(900), X, np.arange(900)]))
+    np.testing.assert_allclose(scales.mean, mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(scales.scale, scale, rtol=1e-6)
+    np.testing.assert_allclose(scales.missing, missing, atol=1e-12)
+
+
+def test_a_mean_far_from_zero_costs_no_digits():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 1e-3, 40_000)
+    time = 1_700_000_000_000_000_000 + rng.integers(-1000, 1000, 40_000) * 1024
+    money = 1e9 + noise
+    late = np.where(np.arange(40_000) < 17_000, np.nan, money)  # a column that is filled in from some day on
+    rare = np.where(rng.uniform(size=40_000) < 0.97, np.nan, money)
+    table = pa.table(
+        {
+            "time": time,
+            "money": money,
+            "late": pa.array(late, from_pandas=True),
+            "late_nan": late,
+            "rare": rare,
+            "lists": pa.array([None if np.isnan(x) else [np.nan, x] for x in late], pa.list_(pa.float64())),
+        }
+    )
+    for row_group_rows in (100, 7000, 50_000):
+        scales = measure(TableSource(table, row_group_rows))
+        means = [money.mean(), *[late[17_000:].mean()] * 2, rare[~np.isnan(rare)].mean()]
+        np.testing.assert_allclose(scales.mean[1:5], means, rtol=1e-15)
+        spreads = [money.std(), *[late[17_000:].std()] * 2, rare[~np.isnan(rare)].std(), 1, late[17_000:].std()]
+        np.testing.assert_allclose(scales.scale[1:], spreads, rtol=2e-6)
+        np.testing.assert_allclose(scales.scale[0], time.std(), rtol=1e-4)  # float64 counts in steps of 256 there
+        assert abs(scales.mean[0] - 1.7e18) < 1e5
+
+
+def test_numbers_near_the_ends_of_float32():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=1000)
+    table = pa.table({"large": x * 1e37, "small": x * 1e-18})
+    scales = measure(TableSource(table, 100))
+    np.testing.assert_allclose(scales.scale, [x.std() * 1e37, x.std() * 1e-18], rtol=1e-5)
+    assert np.isfinite(scales.magnitude).all() and (scales.magnitude >= scales.scale * 0.999).all()
+
+
+def test_constants_have_scale_1_and_columns_without_values_mean_0():
+    table = pa.table(
+        {
+            "zero": np.zeros(300),
+            "tenth": np.full(300, 0.1),
+            "large": np.full(300, 123_456_789_012_345),
+            "nan": np.full(300, np.nan),
+            "null": pa.nulls(300),
+            "null_float": pa.nulls(300, pa.float32()),
+        }
+    )
+    scales = measure(TableSource(table, 77))
+    np.testing.assert_array_equal(scales.mean, [0, 0.1, 123_456_789_012_345, 0, 0, 0])
+    np.testing.assert_array_equal(scales.scale, np.ones(6))
+    np.testing.assert_array_equal(scales.magnitude, np.ones(6))
+    np.testing.assert_array_equal(scales.missing, [0, 0, 0, 1, 1, 1])
+
+
+def test_the_magnitude_is_the_size_of_the_values_that_matter():
+    rng = np.random.default_rng(0)
+    table = pa.table({"normal": rng.normal(5, 2, 50_000), "rare": rng.uniform(size=50_000) < 0.003})
+    scales = measure(TableSource(table))
+    np.testing.assert_allclose(scales.magnitude, [2 * math.sqrt(3), 1], rtol=0.03)
+
+
+@pytest.mark.parametrize("weight", [None, "w"])
+def test_the_number_of_threads_changes_no_bit(weight):
+    rng = np.random.default_rng(0)
+    table = pa.table({"a": rng.normal(size=3000), "b": rng.normal(size=3000), "w": rng.exponential(size=3000)})
+    source = TableSource(table, 40)
+    found = [measure(source, weight=weight, n_jobs=jobs) for jobs in (1, 2, 5)]
+    for other in found[1:]:
+        for one, same in zip(astuple(found[0]), astuple(other), strict=True):
+            np.testing.assert_array_equal(one, same)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    rows=st.lists(st.integers(0, 2_000_000) | st.just(0) | st.integers(1, 100), min_size=1, max_size=80),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_pieces_of_the_sample_lie_inside_their_row_groups(rows, seed):
+    rows = np.array(rows)
+    pieces = sample_pieces(rows, seed)
+    assert pieces == sample_pieces(rows.copy(), seed)
+    groups = [group for group, _, _ in pieces]
+    assert groups == sorted(set(groups))
+    assert all(0 <= start < stop <= rows[group] for group, start, stop in pieces)
+    if rows.sum() <= WHOLE_SAMPLE_ROWS:
+        assert sum(stop - start for _, start, stop in pieces) == rows.sum()
+    else:
+        assert all(stop - start == min(rows[group], PIECE_ROWS) for group, start, stop in pieces)
+        assert min(SAMPLE_ROW_GROUPS[0], np.count_nonzero(rows)) <= len(pieces) <= SAMPLE_ROW_GROUPS[1]
+
+
+def test_pieces_of_large_data_are_others_for_other_seeds_and_lie_anywhere():
+    rows = np.full(1000, 1_000_000)
+    samples = [sample_pieces(rows, seed) for seed in range(20)]
+    assert len({tuple(pieces) for pieces in samples}) == 20
+    groups = {group for pieces in samples for group, _, _ in pieces}
+    assert len(groups) > 300 and min(groups) < 50 and max(groups) > 950
+    starts = np.array([start for pieces in samples for _, start, _ in pieces])
+    assert starts.min() < 50_000 and starts.max() > 930_000
+
+
+def test_of_large_data_the_scales_are_those_of_the_sample():
+    rng = np.random.default_rng(0)
+    rows = WHOLE_SAMPLE_ROWS + 60_000
+    x = rng.normal(size=rows) * np.linspace(1, 5, rows) + np.linspace(0, 3, rows)
+    x[rng.uniform(size=rows) < 0.1] = np.nan
+    source = TableSource(pa.table({"a": x}), 20_000)
+    for seed in (0, 1):
+        pieces = sample_pieces(source.manifest.rows, seed)
+        sample = np.concatenate([x[20_000 * group + start : 20_000 * group + stop] for group, start, stop in pieces])
+        scales = measure(source, seed=seed, n_jobs=2)
+        assert scales.sampled == len(sample) < rows
+        mean, scale, missing = in_numpy(sample[:, np.newaxis])
+        np.testing.assert_allclose([scales.mean, scales.scale, scales.missing], [mean, scale, missing], rtol=1e-6)
+
+
+def test_infinity_is_an_error_that_names_the_place():
+    x = np.ones(20)
+    x[13] = np.inf
+    with TemporaryDirectory() as directory:
+        sgst.write_shards(directory, pa.table({"a": x}), [[5], [5, 10]])
+        with pytest.raises(NonFiniteFeature, match=r"part-001\.parquet, row group 1.*'a'"):
+            measure(ParquetSource(directory), n_jobs=2)
+
+
+def test_bad_weights_are_an_error():
+    with pytest.raises(BadWeight, match="'w'"):
+        measure(TableSource(pa.table({"a": [1.0, 2.0], "w": [1.0, -1.0]})), weight="w")
+
+
+def test_columns_and_their_kinds():
+    lists = pa.array([None, None, [1, 2, 3], [4, 5, 6]], pa.list_(pa.int8()))
+    table = pa.table(
+        {
+            "y": [0, 1, 0, 1],
+            "b": [True] * 4,
+            "v": lists,
+            "f": pa.array([[1, 2]] * 4, pa.list_(pa.float32(), 2)),
+            "a": [1] * 4,
+        }
+    )
+    for row_group_rows in (1, 4):
+        source = TableSource(table, row_group_rows)
+        assert find_columns(source, target="y", drop=["a"]) == (
+            Column("b", "number"),
+            Column("v", "vector", 3),
+            Column("f", "vector", 2),
+        )
+        assert find_columns(source, only=["a", "v"]) == (Column("a", "number"), Column("v", "vector", 3))
+    with pytest.raises(MissingColumn, match="'q'"):
+        find_columns(source, target="q")
+
+
+def test_lists_of_other_lengths_are_an_error_that_names_the_place():
+    lists = pa.array([[1, 2], None, [1, 2], [1, 2, 3]], pa.list_(pa.int8()))
+    with TemporaryDirectory() as directory:
+        sgst.write_shards(directory, pa.table({"v": lists}), [[1], [1, 2]])
+        with pytest.raises(ListLengthMismatch, match=r"part-001\.parquet, row group 1.*'v'.* 3 .* 2 "):
+            measure(ParquetSource(directory))
+
+
+@pytest.mark.parametrize(
+    ("lists", "kind"),
+    [
+        ([None, None], pa.list_(pa.float32())),
+        ([[], None, []], pa.list_(pa.float32())),
+        ([[], []], pa.list_(pa.null())),
+        ([[], []], pa.list_(pa.float32(), 0)),
+    ],
+    ids=str,
+)
+def test_lists_that_hold_nothing_cannot_be_features(lists, kind):
+    source = TableSource(pa.table({"a": np.arange(len(lists)), "v": pa.array(lists, kind)}), 1)
+    with pytest.raises(UnusableColumns, match=r"'v'.*drop"):
+        find_columns(source)

@@ -1,0 +1,161 @@
+"""Parameters of training: what is wrong or does nothing is refused, and what None means."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamgd.config import AUTO_BATCH, STEPS_PER_EPOCH, Config
+from streamgd.errors import ConfigError
+from streamgd.losses import LOSSES
+from streamgd.optimizers import OPTIMIZERS
+from streamgd.penalties import PENALTIES
+from streamgd.schedules import SCHEDULES
+
+HEAVY_BALLS = [name for name, optimizer in OPTIMIZERS.items() if optimizer.parameter == "momentum"]
+OTHERS = [name for name in OPTIMIZERS if name not in HEAVY_BALLS]
+
+
+def test_the_defaults_pass() -> None:
+    assert Config().check() == Config()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("learning_rate", [None, *SCHEDULES])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_combination_passes(optimizer: str, learning_rate: str | None, loss: str) -> None:
+    Config(optimizer=optimizer, learning_rate=learning_rate, loss=loss).check()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in ("alpha", "tol", "power_t") for value in (-1e-9, math.nan, math.inf, "1", True)),
+        *(("eta0", value) for value in (0, 0.0, -1, math.nan, math.inf, "1", True)),
+        *(("momentum", value) for value in (-0.1, 1, 1.0, math.nan, "0.9", True)),
+        *(("validation_fraction", value) for value in (0, 1, -0.1, math.nan, None, True)),
+        *(
+            (name, value)
+            for name in ("epochs", "n_iter_no_change", "window_rows", "batch_size", "n_jobs")
+            for value in (0, -1, 1.0, "3", True)
+        ),
+        *(("seed", value) for value in (-1, 2**32, 0.0, "0", None, True)),
+        ("optimizer", "adam "),
+        ("learning_rate", "Constant"),
+        ("penalty", "l3"),
+        ("loss", "loglike"),
+        ("batch_size", "all"),
+    ],
+)
+def test_a_wrong_value_is_named(name: str, value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config(**{name: value}).check()  # type: ignore[arg-type]
+    assert name in str(caught.value)
+    assert repr(value) in str(caught.value)
+    assert "expected" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("useless", "values"),
+    [
+        *(("momentum", {"momentum": 0.5, "optimizer": name}) for name in OTHERS),
+        *(("power_t", {"power_t": 0.5, "learning_rate": name}) for name in ("constant", "optimal")),
+        ("power_t", {"power_t": 0.5, "optimizer": "adagrad"}),  # whose schedule is constant
+        ("eta0", {"eta0": 0.5, "learning_rate": "optimal"}),
+        ("window_rows", {"window_rows": 5, "shuffle": False}),
+        ("alpha", {"alpha": 0.5, "penalty": None}),
+        ("alpha", {"alpha": 0.5, "penalty": "none"}),
+        *(
+            (name, {name: value})
+            for name, value in (("tol", 0.5), ("n_iter_no_change", 7), ("validation_fraction", 0.5))
+        ),
+    ],
+)
+def test_what_does_nothing_is_refused(useless: str, values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"{useless} does nothing") as caught:
+        Config(**values).check()  # type: ignore[arg-type]
+    assert "leave it out" in str(caught.value)
+    values.pop(useless)
+    Config(**values).check()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["tol", "n_iter_no_change", "validation_fraction"])
+def test_early_stopping_has_parameters_of_its_own(name: str) -> None:
+    values = {"tol": 0.5, "n_iter_no_change": 7, "validation_fraction": 0.5}
+    Config(early_stopping=True, **{name: values[name]}).check()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", [{"alpha": 0.0}, {"penalty": None}, {"penalty": "none"}])
+def test_optimal_needs_a_penalty(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="optimal"):
+        Config(learning_rate="optimal", **values).check()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_a_loss_has_one_task(loss: object) -> None:
+    assert loss in LOSSES.values()
+    for task in ("classification", "regression"):
+        config = Config(loss=loss.name)  # type: ignore[attr-defined]
+        if task == loss.task:  # type: ignore[attr-defined]
+            assert config.loss_for(task) is loss  # type: ignore[arg-type]
+            continue
+        with pytest.raises(ConfigError, match=task):
+            config.loss_for(task)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=task):
+            dataclasses.replace(config, task=task).check()  # type: ignore[arg-type]
+
+
+def test_each_task_has_a_default_loss() -> None:
+    assert Config().loss_for("classification").name == "log_loss"
+    assert Config().loss_for("regression").name == "squared_error"
+
+
+def test_the_penalty_is_a_factor_of_half_the_squared_norm() -> None:
+    assert Config(alpha=0.25).l2 == 0.25
+    assert Config(penalty=None).l2 == Config(penalty="none").l2 == 0
+    assert {name for name, penalty in PENALTIES.items() if penalty.l2} == {"l2"}
+
+
+@given(st.integers(1, 10**12))
+def test_auto_batches_leave_about_a_thousand_steps(rows: int) -> None:
+    size = Config().batch_rows(rows)
+    assert AUTO_BATCH[0] <= size <= AUTO_BATCH[1]
+    assert size.bit_count() == 1  # a power of two, so that a tenth more data changes nothing
+    steps = rows / size
+    assert steps >= STEPS_PER_EPOCH or size == AUTO_BATCH[0]
+    assert steps < 2 * STEPS_PER_EPOCH or size == AUTO_BATCH[1]
+
+
+@given(st.integers(1, 10**12), st.integers(1, 10**9))
+def test_a_batch_size_is_what_it_says(rows: int, size: int) -> None:
+    assert Config(batch_size=size).batch_rows(rows) == size
+    assert Config(batch_size=None).batch_rows(rows) > 10**15
+
+
+def test_rates_fit_the_length_of_rows_and_the_curvature_of_the_loss() -> None:
+    # Largest rate at which full gradient steps of a quadratic with this curvature and row length do not diverge: 2 / L.
+    for loss in LOSSES.values():
+        for length in (0.5, 1.0, 30.0):
+            assert Config(optimizer="sgd").initial_rate(loss, length) <= 2 / (loss.curvature * length**2)
+            for optimizer in OPTIMIZERS:
+                config = Config(optimizer=optimizer)
+                assert config.initial_rate(loss, 2 * length) < config.initial_rate(loss, length)
+                assert dataclasses.replace(config, eta0=0.125).initial_rate(loss, length) == 0.125
+
+
+def test_weights_are_averaged_unless_steps_see_all_rows() -> None:
+    assert Config().averaged
+    assert Config(batch_size=1).averaged
+    assert not Config(batch_size=None).averaged
+    assert Config(batch_size=None, average=True).averaged
+    assert not Config(average=False).averaged
+
+
+def test_it_goes_into_json_and_back() -> None:
+    config = Config(optimizer="nesterov", momentum=0.5, batch_size=None, window_rows=10)
+    assert Config(**json.loads(json.dumps(config.to_json()))) == config
