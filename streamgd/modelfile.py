@@ -81,8 +81,12 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     where = f"model file {os.fspath(path)!r}"
     header, tensors = _read(Path(path), where)
     try:
+        if set(tensors) != set(TENSORS):
+            raise ValueError(f"it holds the arrays {sorted(tensors)}, expected {sorted(TENSORS)}")
+        if header.get("sha256") != _hash(header, tensors):
+            raise ValueError("what it holds does not have the hash that it names")
         model = _build(header, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{where} is damaged: {error}. Train again, or restore the file.") from error
     if model.sha256() != header.get("weights_sha256"):
         raise ModelFileError(f"{where} is damaged: its weights do not have the hash that its header names.")
@@ -125,10 +129,6 @@ def _read(path: Path, where: str) -> tuple[dict[str, Any], dict[str, NDArray[Any
         raise ModelFileError(f"{where} was not written by streamgd.")
     if header["format"] != FORMAT:
         raise ModelFileError(f"{where} has format {header['format']}; this streamgd reads format {FORMAT}. Update it.")
-    if set(tensors) != set(TENSORS):
-        raise ModelFileError(f"{where} holds the arrays {sorted(tensors)}, expected {sorted(TENSORS)}.")
-    if header.get("sha256") != _hash(header, tensors):
-        raise ModelFileError(f"{where} is damaged: what it holds does not have the hash that it names.")
     return header, tensors
 
 

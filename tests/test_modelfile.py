@@ -226,6 +226,11 @@ def array(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], A
         (array("fill", np.zeros(3)), "fill"),
         (lambda header, tensors: "null", "streamgd"),
         (lambda header, tensors: "[" * 100_000, "damaged"),
+        (lambda header, tensors: '{"format": 1, "training": {"loss": 1e400}}', "damaged"),
+        *(
+            (lambda header, tensors, n=n: '{"format": 1, "x": ' + "[" * n + "]" * n + "}", "damaged")
+            for n in (500, 900)
+        ),
         (lambda header, tensors: '{"format": 1, "format": 1}', "twice"),
         (lambda header, tensors: json.dumps(header | {"training": {"loss": float("nan")}}), "NaN"),
         (lambda header, tensors: "{" + '"a": 1' + "0" * 5000 + "}", "damaged"),

@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from ..kernels.shuffle import permutation
 
-#: The default window is a tenth of the rows, but at least this many row groups ...
-WINDOW_ROW_GROUPS = 10
-#: ... and between these bounds in encoded bytes. Two windows are in memory at a time.
-WINDOW_BYTES = (32 << 20, 256 << 20)
+#: The default window is a tenth of the rows, between these bounds in encoded bytes ...
+WINDOW_BYTES = (32 << 20, 64 << 20)
+#: ... but it holds at least so many row groups, if those take at most so many bytes. Two windows are in memory at a
+#: time, and memory that is touched first costs more than what is done with it: on a virtual machine whose host takes
+#: back what is free 2 s a GB, so a window is as large as the shuffle needs and no larger.
+WINDOW_ROW_GROUPS = 8
+MOST_WINDOW_BYTES = 256 << 20
 
 #: Row groups of which a window would hold less than this many whole ones are cut into segments ...
 FEW_ROW_GROUPS = 4
@@ -59,9 +62,10 @@ def default_window_rows(rows: NDArray[np.int64], row_bytes: int) -> int:
         At most the number of rows.
     """
     total = int(rows.sum())
-    wanted = max(-(-total // 10), WINDOW_ROW_GROUPS * total // max(1, int(np.count_nonzero(rows))))
-    least, most = WINDOW_BYTES[0] // row_bytes, WINDOW_BYTES[1] // row_bytes
-    return max(1, min(total, max(wanted, least), most))
+    least, most, limit = (bound // row_bytes for bound in (*WINDOW_BYTES, MOST_WINDOW_BYTES))
+    share = min(max(-(-total // 10), least), most)
+    row_groups = WINDOW_ROW_GROUPS * total // max(1, int(np.count_nonzero(rows)))
+    return max(1, min(total, max(share, min(row_groups, limit))))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from streamgd.data.shuffle import (
     EXTRA_VALUES,
     HELD_OUT,
+    MOST_WINDOW_BYTES,
     SAMPLE,
     SEGMENT_ORDER,
     WINDOW_BYTES,
@@ -240,26 +241,28 @@ def test_a_golden_order():
 @settings(deadline=None, max_examples=200)
 @given(
     rows=st.lists(st.integers(0, 10**7), min_size=1, max_size=300).filter(any).map(np.array),
-    row_bytes=st.integers(16, 10**6) | st.just(2 * WINDOW_BYTES[1]),
+    row_bytes=st.integers(16, 10**6) | st.just(2 * MOST_WINDOW_BYTES),
 )
 def test_the_default_window_stays_in_its_bounds(rows, row_bytes):
     total, groups = int(rows.sum()), int(np.count_nonzero(rows))
     window = default_window_rows(rows, row_bytes)
     assert 1 <= window <= total
-    assert window * row_bytes <= max(WINDOW_BYTES[1], row_bytes)
-    if window < total and (window + 1) * row_bytes <= WINDOW_BYTES[1]:  # then it is as large as is wanted
-        assert window >= total / 10
-        assert window >= WINDOW_ROW_GROUPS * total // groups
-        assert (window + 1) * row_bytes > WINDOW_BYTES[0]
+    assert window * row_bytes <= max(MOST_WINDOW_BYTES, row_bytes)
+    if window < total:  # then it is as large as is wanted, or as is allowed
+        most = (MOST_WINDOW_BYTES // row_bytes, WINDOW_BYTES[1] // row_bytes)
+        assert window >= min(WINDOW_ROW_GROUPS * total // groups, most[0])
+        assert window >= min(total / 10, most[1])
+        assert window >= WINDOW_BYTES[0] // row_bytes
     assert window == default_window_rows(np.append(rows, 0), row_bytes)
 
 
 @pytest.mark.parametrize(
     ("rows", "row_bytes", "window"),
     [
-        (np.full(1000, 10_000), 128, 1_000_000),  # a tenth
-        (np.full(1000, 10_000), 1024, WINDOW_BYTES[1] // 1024),  # the most bytes
-        (np.full(20, 50_000), 128, 500_000),  # ten row groups
+        (np.full(1000, 10_000), 64, 1_000_000),  # a tenth
+        (np.full(1000, 1000), 1024, WINDOW_BYTES[1] // 1024),  # the most bytes
+        (np.full(20, 100_000), 128, 800_000),  # eight row groups
+        (np.full(20, 100_000), 4096, MOST_WINDOW_BYTES // 4096),  # as much of eight row groups as is allowed
         (np.full(100, 1000), 128, 100_000),  # the least bytes are all rows
         (np.full(100, 10_000), 128, WINDOW_BYTES[0] // 128),  # the least bytes
         (np.array([7]), 16, 7),
