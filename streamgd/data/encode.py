@@ -335,14 +335,22 @@ class Encoder:
 
     def centres(self, batch: pa.RecordBatch) -> NDArray[np.float64]:
         """A typical value of each feature: the median of its first few in a batch, or 0; float64[n_features]."""
+        heads = np.full((len(self.spec.columns), CENTRE_ROWS), np.nan)
+        for i, column in enumerate(self.spec.columns):
+            if column.kind == "number":
+                head = native(batch.column(column.name).slice(0, CENTRE_ROWS)).to_numpy(zero_copy_only=False)
+                heads[i, : len(head)] = head
+        heads[np.isinf(heads)] = np.nan
+        heads.sort(axis=1)  # NaN last
+        counts = np.isfinite(heads).sum(axis=1)
         found = [np.empty(0)]
-        for column in self.spec.columns:
+        for column, head, count in zip(self.spec.columns, heads, counts, strict=True):
             values = batch.column(column.name)
             if column.kind == "vector":
                 child, starts, present, lengths = vector_parts(values)
                 found.append(_middles(child, starts[present & (lengths == column.size)], column.size))
             else:
-                found.append(_middles(values, np.arange(len(values)), 1))
+                found.append(head[count // 2, np.newaxis] if count else _middles(values, np.arange(len(values)), 1))
         return np.concatenate(found)
 
     def encode(self, batch: pa.RecordBatch, out: NDArray[np.float32], where: str) -> int:

@@ -23,7 +23,8 @@ Task = Literal["classification", "regression"]
 #: Integers with more distinct values than this are a regression unless the task says otherwise.
 AUTO_CLASSES = 50
 MOST_CLASSES = 100_000
-DENSE_RANGE = 4096
+#: Integers in so small a range are counted by place, in half the time of hashing, and these by comparison, in a tenth.
+DENSE_RANGE, FEW = 4096, 4
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,11 @@ def _weigh(values: pa.Array, weights: NDArray[np.float64] | None) -> tuple[pa.Ar
     if pa.types.is_integer(values.type):
         numbers = values.to_numpy()
         least, most = numbers.min(), numbers.max()
-        if int(most) - int(least) < DENSE_RANGE:  # half the time of hashing
+        if int(most) - int(least) < FEW and weights is None:
+            labels = np.array([least + numbers.dtype.type(k) for k in range(int(most) - int(least) + 1)])
+            sizes = np.array([np.count_nonzero(numbers == label) for label in labels], np.float64)
+            return pa.array(labels[sizes > 0]), sizes[sizes > 0]
+        if int(most) - int(least) < DENSE_RANGE:
             places = (numbers - least).view(f"u{numbers.itemsize}").astype(np.int64)  # a difference may wrap around
             rows = np.bincount(places)
             found = np.flatnonzero(rows)  # rows of weight 0 are of a class too

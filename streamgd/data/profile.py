@@ -23,7 +23,7 @@ from .threads import parallel
 
 #: Rows up to which the sample is all rows.
 WHOLE_SAMPLE_ROWS = 262_144
-#: Else the sample is one piece of so many rows from each of so many row groups (a sixteenth of them, in bounds).
+#: Else the sample is one piece of so many rows from each of so many row groups (one in 32, in bounds).
 PIECE_ROWS = 16_384
 SAMPLE_ROW_GROUPS = (8, 32)
 
@@ -98,7 +98,7 @@ def sample_pieces(rows: NDArray[np.int64], seed: int) -> list[tuple[int, int, in
     if rows.sum() <= WHOLE_SAMPLE_ROWS:
         return [(g, 0, int(n)) for g, n in enumerate(rows) if n]
     filled = np.flatnonzero(rows)
-    wanted = min(max(len(filled) // 16, SAMPLE_ROW_GROUPS[0]), SAMPLE_ROW_GROUPS[1], len(filled))
+    wanted = min(max(len(filled) // 32, SAMPLE_ROW_GROUPS[0]), SAMPLE_ROW_GROUPS[1], len(filled))
     chosen = np.sort(filled[random_order(len(filled), seed, 0, SAMPLE)[:wanted]])
     places = random_order(1 << 16, seed, 1, SAMPLE) / (1 << 16)
     pieces = []
