@@ -65,6 +65,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{path} cannot be read as TOML: {error}") from error
     known: dict[str, str] = {}
+    many = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
     for parameter in context.command.params:
         for name in [parameter.name, *parameter.opts]:
             if name and parameter.name and parameter.name != "config":
@@ -73,6 +74,7 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     if unknown := sorted(set(values) - set(known)):
         raise typer.BadParameter(f"{path} sets {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
     values = {known[name]: value for name, value in values.items()}
+    values = {name: [value] if name in many and isinstance(value, str) else value for name, value in values.items()}
     context.default_map = {**(context.default_map or {}), **values}
     return path
 
@@ -191,6 +193,12 @@ def _train(
     from .trainer import train as run
 
     began = perf_counter()
+    if path is not None:  # told before hours of training, not after
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise ConfigError(f"--model {path} is a directory; name a file.")
+        if not os.access(path.parent, os.W_OK):
+            raise ConfigError(f"--model {path}: the directory cannot be written to; name another.")
     source = ParquetSource(shards, n_jobs=settings.n_jobs)
     held_out = ParquetSource(validation, n_jobs=settings.n_jobs) if validation else None
     job, feed = prepare(source, target, settings, weight=weight, drop=drop, validation=held_out)

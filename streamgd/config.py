@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -50,6 +51,8 @@ class Config:
 
     def check(self) -> Config:
         """Return self, or raise ConfigError for a value that is wrong or would do nothing."""
+        if self.task is not None:
+            _one_of("task", self.task, DEFAULT_LOSS)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("learning_rate", self.schedule.name, SCHEDULES)
         if self.penalty is not None:
@@ -178,6 +181,6 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _one_of(name: str, value: str, choices: dict[str, Any]) -> None:
+def _one_of(name: str, value: str, choices: Mapping[str, Any]) -> None:
     if value not in choices:
         raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")

@@ -30,8 +30,9 @@ BASE_BYTES = 368 << 20
 LEAST_WINDOW_ROWS = 1024
 #: A window may end inside a row group, whose reader then waits with what it has decoded; two windows are filled.
 WAITING_READERS = 2
-#: A page and a dictionary of a column, as they lie in the file and decoded.
-PAGES_BYTES = 3 << 20
+#: A page and a dictionary of a column, as they lie in the file and decoded, with the levels of all values of the page.
+#: Measured on a row group of 6 million rows: 223 MB for 28 columns.
+PAGES_BYTES = 6 << 20
 #: Resident memory over bytes in use: what the allocators keep for later.
 RETAINED = 1.1
 #: A parsed footer takes this much a column chunk, 9 times its size in the file.

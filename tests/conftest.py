@@ -1,8 +1,4 @@
-"""What several test files share.
-
-Numba's cache looks at the file of a kernel alone, so kernels that are older than any source are dropped first: a test
-would otherwise meet what a kernel inlined from another file before that was changed.
-"""
+"""What several test files share."""
 
 from __future__ import annotations
 
@@ -15,18 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import streamgd
-
 TOP = Path(__file__).parent.parent
 FLIGHTS = TOP / "data" / "flights"
 #: Columns of the flights that are not numbers.
 NO_NUMBERS = ["carrier", "tailnum", "origin", "dest"]
-
-_kernels = Path(streamgd.__file__).parent / "kernels"
-_changed = max(source.stat().st_mtime for source in _kernels.glob("*.py") if source.name != "reference.py")
-for _index in _kernels.glob("__pycache__/*.nbi"):
-    if _index.stat().st_mtime < _changed:
-        _index.unlink(missing_ok=True)
 
 Write = Callable[..., Path]
 

@@ -17,6 +17,7 @@ from ..errors import UnusableColumns
 from ..features import Column, FeatureSpec
 from ..kernels.moments import add_moments
 from .encode import Encoder, feature_fields, is_number, vector_parts
+from .moments import Moments
 from .rowgroups import Source
 from .shuffle import SAMPLE, random_order
 from .threads import parallel
@@ -118,42 +119,26 @@ def measure_scales(
     """
     pieces = sample_pieces(source.manifest.rows, seed)
     parts = parallel(lambda piece: list(_moments(source, columns, weight, piece)), pieces, n_jobs)
-    n_features = sum(column.size for column in columns)
-    count, mean, spread, square, fourth = np.zeros((5, n_features))
-    for part in itertools.chain.from_iterable(parts):
-        both = np.where(count + part.count > 0, count + part.count, 1)
-        difference = np.where(part.count > 0, part.centre + part.total / np.maximum(part.count, 1e-300) - mean, 0)
-        within = np.maximum(part.square - part.total**2 / np.where(part.count > 0, part.count, 1), 0)
-        spread += within + difference**2 * count * part.count / both
-        mean += difference * (part.count / both)  # a share of 1 is exact: a constant has no spread
-        count, square, fourth = count + part.count, square + part.square, fourth + part.fourth
-    scale = np.sqrt(spread / np.where(count > 0, count, 1))
-    magnitude = np.maximum(scale, np.sqrt(fourth / np.where(square > 0, square, 1)))
-    weights = sum(part.weight for piece in parts for part in piece)
+    moments, weights = Moments.none(sum(column.size for column in columns)), 0.0
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers that float32 does not hold are refused later
+        for part, weight_sum in itertools.chain.from_iterable(parts):
+            moments, weights = moments.merge(part), weights + weight_sum
+    total = np.where(moments.weight > 0, moments.weight, 1)
+    scale = np.sqrt(moments.second / total)
+    magnitude = np.maximum(scale, np.sqrt(moments.fourth / np.where(moments.second > 0, moments.second, 1)))
     return Scales(
-        mean=mean,
+        mean=moments.mean,
         scale=np.where(scale > 0, scale, 1.0),
         magnitude=np.where(magnitude > 0, magnitude, 1.0),
-        missing=np.clip(1 - count / max(weights, 1e-300), 0, 1),
+        missing=np.clip(1 - moments.weight / max(weights, 1e-300), 0, 1),
         sampled=sum(stop - start for _, start, stop in pieces),
     )
 
 
-@dataclass
-class _Moments:
-    """Weights and sums of powers about a centre."""
-
-    centre: NDArray[np.float64]
-    count: NDArray[np.float64]
-    total: NDArray[np.float64]
-    square: NDArray[np.float64]
-    fourth: NDArray[np.float64]
-    weight: float = 0.0
-
-
 def _moments(
     source: Source, columns: tuple[Column, ...], weight: str | None, piece: tuple[int, int, int]
-) -> Iterator[_Moments]:
+) -> Iterator[tuple[Moments, float]]:
+    """Moments of each record batch of a piece, and its sum of weights."""
     row_group, start, stop = piece
     encoder = Encoder(FeatureSpec.raw(columns), weight=weight)
     batch_rows = min(encoder.batch_rows, PIECE_ROWS // 2)
@@ -162,9 +147,8 @@ def _moments(
     reader.skip(start)
     w_cell = encoder.layout.w_cell
     for batch in reader.read(stop - start):
-        moments = _Moments(encoder.centres(batch), *np.zeros((4, encoder.spec.n_features)))
-        centred = replace(encoder, spec=replace(encoder.spec, offset=moments.centre))
+        centre, sums = encoder.centres(batch), np.zeros((5, encoder.spec.n_features))
+        centred = replace(encoder, spec=replace(encoder.spec, offset=centre))
         n = centred.encode(batch, rows, source.describe(row_group))
-        add_moments(rows, n, w_cell, moments.count, moments.total, moments.square, moments.fourth)
-        moments.weight = float(n if w_cell < 0 else rows[:n, w_cell].sum(dtype=np.float64))
-        yield moments
+        add_moments(rows, n, w_cell, sums)
+        yield Moments.about(centre, sums), float(n if w_cell < 0 else rows[:n, w_cell].sum(dtype=np.float64))

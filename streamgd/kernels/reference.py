@@ -146,11 +146,11 @@ def permutation(seed: int, n: int) -> NDArray[np.uint32]:
     return np.array(order, np.uint32)
 
 
-def moments(X: NDArray[Any], w: NDArray[Any]) -> tuple[Floats, Floats, Floats, Floats]:
-    """Sums of w, w x, w x^2 and w x^4 over each column's values that are not NaN."""
+def moments(X: NDArray[Any], w: NDArray[Any]) -> Floats:
+    """Sums of w, w x, w x^2, w x^3 and w x^4 over each column's values that are not NaN; float64[5, p]."""
     present = ~np.isnan(X)
     x, w = np.where(present, X, 0).astype(np.float64), w.astype(np.float64)
-    return w @ present, w @ x, w @ x**2, w @ x**4
+    return np.array([w @ (present * x**power) for power in range(5)])
 
 
 def _encode(values: Floats, offset: Floats, fill: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

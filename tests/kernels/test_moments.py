@@ -1,4 +1,4 @@
-"""Moments of encoded rows against the twin: weights, missing values, tiles, numbers of any size."""
+"""Moments of encoded rows against the twin: weights, missing values, numbers of any size."""
 
 from __future__ import annotations
 
@@ -10,19 +10,17 @@ from hypothesis import strategies as st
 from streamgd.kernels import reference
 from streamgd.kernels.moments import add_moments
 
-EPS = float(np.finfo(np.float32).eps)
-
 
 def kernel(rows, n, p, w_cell):
-    sums = np.zeros((4, p))
-    add_moments(rows, n, w_cell, *sums)
+    sums = np.zeros((5, p))
+    add_moments(rows, n, w_cell, sums)
     return sums
 
 
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    n=st.sampled_from([0, 1, 128 - 1, 128, 128 + 1, 3 * 128]) | st.integers(0, 400),
+    n=st.integers(0, 400),
     p=st.integers(1, 40),
     weighted=st.booleans(),
     missing=st.sampled_from([0.0, 0.1, 1.0]),
@@ -40,18 +38,20 @@ def test_equals_its_twin(seed, n, p, weighted, missing):
     found = kernel(rows, n, p, p if weighted else -1)
     expected, size = reference.moments(X, w), reference.moments(np.abs(X), w)
     for sums, exact, most in zip(found, expected, size, strict=True):
-        assert (np.abs(sums - exact) <= 128 * EPS * most).all()
+        assert (np.abs(sums - exact) <= 1e-12 * most).all()
     if not weighted:
         np.testing.assert_array_equal(found[0], (~np.isnan(X)).sum(axis=0))
 
 
 def test_adds_to_what_is_there():
     rows = np.arange(12, dtype=np.float32).reshape(4, 3)
-    whole, parts = kernel(rows, 4, 3, -1), np.zeros((4, 3))
+    whole, parts = kernel(rows, 4, 3, -1), np.zeros((5, 3))
     for part in (rows[:1].copy(), rows[1:].copy()):
-        add_moments(part, len(part), -1, *parts)
+        add_moments(part, len(part), -1, parts)
     np.testing.assert_array_equal(parts, whole)
-    np.testing.assert_array_equal(whole, [[4, 4, 4], [18, 22, 26], [126, 166, 214], [7938, 12658, 19378]])
+    np.testing.assert_array_equal(
+        whole, [[4, 4, 4], [18, 22, 26], [126, 166, 214], [972, 1408, 1976], [7938, 12658, 19378]]
+    )
 
 
 def test_integer_weights_are_rows_that_come_again():
@@ -63,12 +63,12 @@ def test_integer_weights_are_rows_that_come_again():
     np.testing.assert_array_equal(kernel(rows, 300, 7, 7), kernel(again, len(again), 7, -1))
 
 
-def test_many_tiles_keep_their_digits():
+def test_many_rows_keep_their_digits():
     """A float32 sum stays at 2^24."""
     rows = np.ones((1 << 16, 1), np.float32)
-    sums = np.zeros((4, 1))
+    sums = np.zeros((5, 1))
     for _ in range(1 << 9):
-        add_moments(rows, len(rows), -1, *sums)
+        add_moments(rows, len(rows), -1, sums)
     np.testing.assert_array_equal(sums, 1 << 25)
 
 
@@ -80,4 +80,4 @@ def test_powers_of_numbers_that_float32_holds_are_finite_and_not_zero(size, weig
     rows = np.hstack([X, w])
     found = kernel(rows, 200, 3, 3 if weighted else -1)
     for sums, exact in zip(found, reference.moments(X, w[:, 0]), strict=True):
-        np.testing.assert_allclose(sums, exact, rtol=1e-4)
+        np.testing.assert_allclose(sums, exact, rtol=1e-12)

@@ -1,0 +1,5 @@
+"""``python -m streamgd`` is ``streamgd``."""
+
+from .cli import main
+
+main()

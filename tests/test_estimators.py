@@ -1,0 +1,201 @@
+"""The scikit-learn face: conformance, and one answer however the rows are given."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pytest
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import streamgd as sg
+from streamgd.errors import ConfigError, MissingColumn, ModelFileError, SingleClass, UnusableColumns
+
+from .conftest import FLIGHTS, NO_NUMBERS, Write, classification, matrix, regression
+
+#: Repeated rows fall into other mini-batches than weighted ones; with one batch they are equal (test_trainer).
+EXPECTED = {"check_sample_weight_equivalence_on_dense_data": "mini-batches of repeated rows are other mini-batches"}
+FACES = {"classification": (sg.SGDClassifier, classification), "regression": (sg.SGDRegressor, regression)}
+
+
+@parametrize_with_checks([sg.SGDClassifier(), sg.SGDRegressor()], expected_failed_checks=lambda estimator: EXPECTED)
+def test_scikit_learn_conformance(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def values(estimator: Any, X: Any) -> Any:
+    return estimator.decision_function(X) if isinstance(estimator, sg.SGDClassifier) else estimator.predict(X)
+
+
+@pytest.mark.parametrize("task", FACES)
+def test_one_answer_however_rows_are_given(task: str, write: Write) -> None:
+    make, rows = FACES[task]
+    table = rows(900)
+    X, y = matrix(table)
+    names = [name for name in table.column_names if name != "y"]
+    path = write(table, shards=1)
+    # One row group each, so that the order of rows is the same too.
+    given = [
+        (str(path), "y"),
+        (path, "y"),
+        ([path / "part-00.parquet"], "y"),
+        (f"{path}/*.parquet", "y"),
+        (pads.dataset(str(path)), "y"),
+    ]
+    memory = [(table, "y"), (pd.DataFrame(X, columns=names), y), (X, y)]
+    for group in (given, memory):
+        found = [values(make(window_rows=900).fit(*pair), table.drop(["y"])) for pair in group[:-1]]
+        found.append(values(make(window_rows=900).fit(*group[-1]), X if group is memory else str(path)))
+        for other in found[1:]:
+            np.testing.assert_array_equal(other, found[0])
+
+
+def test_trained_on_a_data_frame_it_predicts_shards(write: Write) -> None:
+    table = classification(500)
+    X, y = matrix(table)
+    fitted = sg.SGDClassifier().fit(pd.DataFrame(X, columns=["x0", "x1", "x2"]), y)
+    np.testing.assert_array_equal(
+        fitted.predict(write(table)), fitted.predict(pd.DataFrame(X, columns=["x0", "x1", "x2"]))
+    )
+    with pytest.raises(MissingColumn, match="x2"):
+        fitted.predict(table.drop(["x2"]))
+
+
+@pytest.mark.parametrize(
+    "labels", [["no", "yes"], [False, True], [-1, 1], [0.0, 2.0], np.array(["a", "b"], object), [10**12, 10**12 + 1]]
+)
+def test_labels_of_any_type(labels: Any) -> None:
+    X, y = matrix(classification(400))
+    named = np.array(labels)[y]
+    fitted = sg.SGDClassifier().fit(X, named)
+    assert list(fitted.classes_) == sorted(set(named))
+    assert set(fitted.predict(X)) == set(named)
+    assert fitted.score(X, named) == sg.SGDClassifier().fit(X, y).score(X, y)
+    stored = pa.table({"x": X[:, 0], "y": list(named)})
+    assert set(sg.SGDClassifier().fit(stored, "y").predict(stored)) == set(named)
+
+
+def test_probabilities_and_scores(write: Write) -> None:
+    table = classification(2000)
+    path, (X, y) = write(table, shards=3, row_group_rows=100), matrix(table)
+    fitted = sg.SGDClassifier().fit(path, "y")
+    probability = fitted.predict_proba(path)
+    np.testing.assert_allclose(probability.sum(axis=1), 1)
+    np.testing.assert_array_equal(probability[:, 1] > 0.5, fitted.predict(path) == 1)
+    assert fitted.score(path, "y") == np.mean(fitted.predict(path) == y)
+    regressor = sg.SGDRegressor().fit(path, "x0")
+    assert regressor.score(path, "x0") == pytest.approx(
+        1 - np.var(regressor.predict(path) - X[:, 0]) / np.var(X[:, 0]), abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("task", FACES)
+def test_save_and_load(task: str, tmp_path: Path) -> None:
+    make, rows = FACES[task]
+    X, y = matrix(rows(300))
+    fitted = make().fit(X, y)
+    fitted.save(tmp_path / "model.safetensors")
+    loaded = sg.load(tmp_path / "model.safetensors")
+    assert type(loaded) is make
+    np.testing.assert_array_equal(values(loaded, X), values(fitted, X))
+    np.testing.assert_array_equal(loaded.coef_, fitted.coef_)
+    np.testing.assert_array_equal(values(pickle.loads(pickle.dumps(fitted)), X), values(fitted, X))
+    with pytest.raises(ConfigError, match="no optimizer state"):
+        loaded.partial_fit(X, y)
+    with pytest.raises(ModelFileError, match="cannot be read"):
+        sg.load(tmp_path / "nothing")
+
+
+def test_partial_fit_goes_on() -> None:
+    X, y = matrix(classification(3000))
+    once = sg.SGDClassifier(random_state=3)
+    with pytest.raises(ConfigError, match="classes"):
+        once.partial_fit(X, y)
+    scores = []
+    for start in range(0, 3000, 500):
+        piece = slice(start, start + 500)
+        once.partial_fit(X[piece], y[piece], classes=[0, 1])
+        scores.append(once.score(X, y))
+    again = sg.SGDClassifier(random_state=3)
+    for start in range(0, 3000, 500):
+        again.partial_fit(X[start : start + 500], y[start : start + 500], classes=[0, 1])
+    np.testing.assert_array_equal(once.coef_, again.coef_)
+    assert once.t_ == 3000 and scores[-1] >= scores[0] and scores[-1] > 0.8
+    one_class = sg.SGDClassifier().partial_fit(X[y == 1], y[y == 1], classes=[0, 1])
+    assert set(one_class.predict(X)) == {1}
+    with pytest.raises(ConfigError, match="first call"):
+        once.partial_fit(X, y, classes=[0, 2])
+    fitted = sg.SGDClassifier().fit(X, y)
+    before = fitted.coef_.copy()
+    assert not np.array_equal(fitted.partial_fit(X, y).coef_, before)
+
+
+def test_early_stopping_and_validation(write: Write) -> None:
+    table = classification(3000)
+    path = write(table, row_group_rows=100)
+    fitted = sg.SGDClassifier(epochs=50, early_stopping=True, tol=1e-3).fit(path, "y")
+    assert 1 < fitted.n_iter_ < 50
+    told = sg.SGDClassifier(epochs=3).fit(path, "y", validation=path)
+    assert len(told.result_.validation_losses) == 3
+    X, y = matrix(table)
+    assert len(sg.SGDClassifier(epochs=2).fit(X, y, validation=(X, y)).result_.validation_losses) == 2
+
+
+def test_weights_by_column_and_by_array(write: Write) -> None:
+    table = classification(600)
+    X, y = matrix(table)
+    weights = np.random.default_rng(0).uniform(size=600)
+    stored = table.append_column("w", pa.array(weights))
+    by_column = sg.SGDClassifier().fit(stored, "y", sample_weight="w")
+    np.testing.assert_array_equal(by_column.coef_, sg.SGDClassifier().fit(X, y, weights).coef_)
+    assert not np.array_equal(by_column.coef_, sg.SGDClassifier().fit(X, y).coef_)
+
+
+def test_in_pipelines_and_searches() -> None:
+    X, y = matrix(regression(300))
+    pipeline = make_pipeline(PolynomialFeatures(2), sg.SGDRegressor(epochs=20)).fit(X, y)
+    assert pipeline.score(X, y) > 0.9
+    search = GridSearchCV(sg.SGDRegressor(), {"alpha": [1e-6, 10.0]}, cv=3).fit(X, y)
+    assert search.best_params_ == {"alpha": 1e-6}
+    assert clone(sg.SGDRegressor(alpha=0.5)).get_params()["alpha"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("parameters", "word"),
+    [
+        ({"momentum": 0.9}, "momentum"),
+        ({"power_t": 0.5}, "power_t"),
+        ({"learning_rate": "optimal", "eta0": 0.1}, "eta0"),
+        ({"learning_rate": "optimal", "alpha": 0.0}, "alpha"),
+        ({"shuffle": False, "window_rows": 10}, "window_rows"),
+        ({"loss": "squared_error"}, "regression"),
+        ({"optimizer": "adam"}, "adagrad, sgd|sgd, momentum"),
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": -1}, "batch_size"),
+        ({"memory_limit": "much"}, "much"),
+    ],
+)
+def test_parameters_that_are_wrong_or_do_nothing_are_errors(parameters: dict[str, Any], word: str) -> None:
+    X, y = matrix(classification(50))
+    with pytest.raises(ConfigError, match=word):
+        sg.SGDClassifier(**parameters).fit(X, y)
+
+
+def test_errors_say_what_to_do() -> None:
+    with pytest.raises(UnusableColumns, match=r"carrier.*tailnum.*origin.*dest.*--drop"):
+        sg.SGDClassifier().fit(FLIGHTS / "train", "late")
+    with pytest.raises(ConfigError, match="name of the target column"):
+        sg.SGDClassifier().fit(FLIGHTS / "train", [0, 1])
+    with pytest.raises(SingleClass):
+        sg.SGDClassifier().fit(np.zeros((5, 1)), np.ones(5))
+    fitted = sg.SGDClassifier(drop=NO_NUMBERS, epochs=1).fit(FLIGHTS / "train", "late")
+    assert list(fitted.feature_names_in_)[:3] == ["month", "day", "weekday"]
