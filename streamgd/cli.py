@@ -186,12 +186,17 @@ def _train(
 ) -> dict[str, Any]:
     from .data.source import ParquetSource
     from .job import prepare
+    from .kernels.warm import warm_up
     from .memory import format_bytes, peak_rss
     from .modelfile import save_model
     from .progress import display
     from .trainer import State
     from .trainer import train as run
 
+    began = perf_counter()
+    warm_up()
+    if (compiling := perf_counter() - began) > 1:
+        print(f"compiled the kernels for this machine in {compiling:.1f} s; they are kept", file=sys.stderr, flush=True)
     began = perf_counter()
     if path is not None:  # told before hours of training, not after
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -302,7 +307,7 @@ def evaluate(
 
 def _evaluate_text(result: dict[str, Any]) -> str:
     names = [name for name in result if name not in ("model", "seconds", "peak_rss_bytes", "roc_auc_error")]
-    lines = [f"{name:12}{_number(result[name])}" for name in names]
+    lines = [f"{name:14}{_number(result[name])}" for name in names]
     if result.get("roc_auc_error") is not None:
         lines = [line + f" ± {result['roc_auc_error']:.1g}" if line.startswith("roc_auc") else line for line in lines]
     return "\n".join(lines)
