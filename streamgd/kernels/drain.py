@@ -2,8 +2,8 @@
 
 One call covers as many mini-batches as the range holds. A mini-batch may span calls and windows: what it has so
 far is in ``carry``. So batch size 1 (SGD), a number (mini-batch) and all rows (batch gradient descent) are the
-same loop, and cutting a range in two changes nothing but, for mini-batches above ``TILE`` rows, the order in
-which a sum was rounded.
+same loop. Cutting a range in two changes nothing but the order in which a sum is rounded, and not even that where a
+mini-batch ends or a multiple of the tile after its start.
 """
 
 from __future__ import annotations
@@ -88,8 +88,12 @@ def drain(
     while i < stop:
         n = min(tile, stop - i, batch_size - counters[CARRIED])
         if stale:
+            largest = np.float32(0)
             for j in range(p):
                 weights[j] = np.float32(params[j] * inverse_scale[j])
+                largest += abs(weights[j])
+            if not largest < np.inf:  # finite as float64, but not as the float32 that meets the rows
+                return counters[STEP]
             stale = False
         margins(rows, order, i, n, stop, weights, np.float32(params[p]), y_cell, w_cell, z, y, w)
         evaluate(loss, z, y, n, value, derivative)
