@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from .config import Config
-from .data.encode import Encoder, is_number, is_vector
+from .data.buffers import is_number
+from .data.encode import Encoder, is_vector
 from .data.profile import find_columns
 from .data.source import ParquetSource
 from .data.threads import available_cpus

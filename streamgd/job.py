@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import Config
-from .data.encode import Encoder, Target
+from .data.encode import Encoder
 from .data.labels import Labels, scan_labels
 from .data.profile import Scales, find_columns, measure_scales
 from .data.rowgroups import Source
 from .data.shuffle import HELD_OUT, Plan, random_order
+from .data.target import Target
 from .data.threads import available_cpus
 from .errors import ConfigError, TooManyClasses
 from .features import FeatureSpec

@@ -57,6 +57,25 @@ def buffers(values: pa.Array) -> tuple[int, int, int, int]:
     return code, address, valid, values.offset
 
 
+def is_number(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type are numbers: integers, floats, decimals, booleans, or only nulls."""
+    if pa.types.is_dictionary(kind):
+        return is_number(kind.value_type)
+    types = pa.types
+    return bool(
+        types.is_integer(kind)
+        or types.is_floating(kind)
+        or types.is_decimal(kind)
+        or types.is_boolean(kind)
+        or types.is_null(kind)
+    )
+
+
+def floats(values: pa.Array) -> NDArray[np.float64]:
+    """Values as float64[n], NaN where null."""
+    return native(values).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
 class Buffers:
     """Buffers of some columns of a batch, by address; they are alive as long as this object.
 

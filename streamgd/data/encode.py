@@ -9,22 +9,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..errors import (
-    BadWeight,
     ListLengthMismatch,
     MissingColumn,
     NonFiniteFeature,
-    NonFiniteTarget,
-    TargetError,
-    UnknownLabel,
     UnusableColumns,
 )
 from ..features import Column, FeatureSpec, Layout
 from ..kernels import layout as kernels
-from .buffers import CODES, Buffers, buffers, native, native_batch, native_type
+from .buffers import CODES, Buffers, buffers, floats, is_number, native, native_batch, native_type
+from .target import Target, sample_weights
 
 BATCH_BYTES = 16 << 20
 BATCH_ROWS = (128, 65_536)
@@ -32,20 +28,6 @@ CENTRE_ROWS = 32
 LINE_CELLS = 16
 #: Where pandas puts an index that it writes; an index is no feature.
 PANDAS_INDEX = re.compile(r"__index_level_\d+__")
-
-
-def is_number(kind: pa.DataType) -> bool:
-    """Whether values of an Arrow type are numbers: integers, floats, decimals, booleans, or only nulls."""
-    if pa.types.is_dictionary(kind):
-        return is_number(kind.value_type)
-    types = pa.types
-    return bool(
-        types.is_integer(kind)
-        or types.is_floating(kind)
-        or types.is_decimal(kind)
-        or types.is_boolean(kind)
-        or types.is_null(kind)
-    )
 
 
 def is_vector(kind: pa.DataType) -> bool:
@@ -102,19 +84,15 @@ def feature_fields(
     return fields
 
 
-def _floats(values: pa.Array) -> NDArray[np.float64]:
-    return native(values).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
-
-
 def _middles(values: pa.Array, starts: NDArray[np.int64], size: int) -> NDArray[np.float64]:
     """Median of the first few numbers at each place of lists that begin at ``starts``; 0 where there is none."""
     places = starts[:CENTRE_ROWS, np.newaxis] + np.arange(size)
-    few = _floats(values.take(pa.array(places.ravel(), pa.int64()))).reshape(places.shape)
+    few = floats(values.take(pa.array(places.ravel(), pa.int64()))).reshape(places.shape)
     middles = np.zeros(size)
     for j in range(size):
         found = few[np.isfinite(few[:, j]), j]
         if len(found) == 0 and len(starts) > len(few):  # many are missing
-            column = _floats(values.take(pa.array(starts + j)))
+            column = floats(values.take(pa.array(starts + j)))
             found = column[np.isfinite(column)][:CENTRE_ROWS]
         if len(found):
             middles[j] = np.sort(found)[len(found) // 2]
@@ -134,118 +112,6 @@ def vector_parts(values: pa.Array) -> tuple[pa.Array, NDArray[np.int64], NDArray
         return child, np.arange(n, dtype=np.int64) * size, present, np.full(n, size, np.int64)
     ends = values.offsets.to_numpy().astype(np.int64)
     return values.values.slice(ends[0], ends[-1] - ends[0]), ends[:-1] - ends[0], present, np.diff(ends)
-
-
-@dataclass(frozen=True)
-class Target:
-    """How the target column becomes the target cell.
-
-    Attributes
-    ----------
-    name : str
-        Name of the column.
-    classes : pyarrow.Array or None
-        Class labels in order; the cell holds the place of the row's label. None for a regression, whose cell
-        holds the value minus ``offset`` as float32.
-    offset, scale : float
-        Subtracted from regression targets, and what the rest is divided by, in float64.
-    """
-
-    name: str
-    classes: pa.Array | None = None
-    offset: float = 0.0
-    scale: float = 1.0
-
-    def encode(self, values: pa.Array, where: str) -> NDArray[np.float32]:
-        """Cells of the target, NaN where it is missing; float32[n]."""
-        if self.classes is not None:
-            return self.codes(values, where)
-        numbers = self.numbers(values, where)
-        with np.errstate(over="ignore"):
-            cells = ((numbers - self.offset) / self.scale).astype(np.float32)
-        if np.isinf(cells).any():
-            raise NonFiniteTarget(
-                f"{where}: target {self.name!r} is {numbers[np.argmax(np.isinf(cells))]}, too large for float32. "
-                f"Remove or mend that row, or give the target in other units."
-            )
-        return cells
-
-    def numbers(self, values: pa.Array, where: str) -> NDArray[np.float64]:
-        """Values of a regression target as float64[n], NaN where null.
-
-        Raises
-        ------
-        TargetError
-            The column does not hold numbers.
-        NonFiniteTarget
-            A value is NaN or infinite.
-        """
-        if not is_number(values.type):
-            raise TargetError(f"{where}: target {self.name!r} is {values.type}; a regression needs numbers.")
-        values = _decoded(values)
-        numbers = _floats(values)
-        wrong = ~np.isfinite(numbers)
-        if wrong.any():
-            if values.null_count:
-                wrong &= values.is_valid().to_numpy(zero_copy_only=False)
-            if wrong.any():
-                raise NonFiniteTarget(
-                    f"{where}: target {self.name!r} is {numbers[np.argmax(wrong)]} in {int(wrong.sum())} row(s); it "
-                    f"must be finite. Remove or mend those rows; a null target is left out and counted."
-                )
-        return numbers
-
-    def codes(self, values: pa.Array, where: str) -> NDArray[np.float32]:
-        """Places of class labels in ``classes`` as float32[n], NaN where null.
-
-        Raises
-        ------
-        UnknownLabel
-            A label is none of the classes.
-        """
-        assert self.classes is not None
-        whole = pa.types.is_integer(values.type) and values.null_count == 0
-        if whole and values.type == self.classes.type and len(self.classes) == 2:
-            numbers, (first, second) = values.to_numpy(), self.classes.to_numpy()
-            positive: NDArray[np.bool_] = numbers == second  # an eighth of the time of looking them up
-            if (positive | (numbers == first)).all():
-                return positive.astype(np.float32)
-        values = _decoded(values)
-        try:
-            same, classes = _comparable(values, self.classes)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise UnknownLabel(
-                f"{where}: target {self.name!r} is {values.type} and cannot hold the classes "
-                f"{self.classes.to_pylist()[:20]!r} ({self.classes.type}): {error}."
-            ) from error
-        codes = pc.index_in(same, value_set=classes)
-        if codes.null_count > values.null_count:
-            unknown = values[pc.index(pc.and_(codes.is_null(), values.is_valid()), True).as_py()]
-            raise UnknownLabel(
-                f"{where}: target {self.name!r} holds {unknown.as_py()!r}, which is none of the classes "
-                f"{self.classes.to_pylist()[:20]!r}."
-            )
-        cells: NDArray[np.float32] = codes.cast(pa.float32()).to_numpy(zero_copy_only=False)
-        return cells
-
-
-def _decoded(values: pa.Array) -> pa.Array:
-    """The values of a dictionary: its own nulls do not count as nulls of the array before."""
-    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
-
-
-def _comparable(values: pa.Array, classes: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Labels and classes in one type that loses nothing and that `pyarrow.compute.index_in` takes."""
-    if values.type == classes.type and classes.type != pa.float16():
-        return values, classes
-    types = pa.types
-    if types.is_boolean(classes.type):  # a cast to bool makes True of any number but 0
-        classes = classes.cast(pa.int8())
-    if types.is_floating(values.type) and (types.is_integer(classes.type) or types.is_floating(classes.type)):
-        return values.cast(pa.float64()), classes.cast(pa.float64())
-    if types.is_integer(values.type) and types.is_integer(classes.type):
-        return values.cast(pa.int64()), classes.cast(pa.int64())
-    return values.cast(classes.type), classes
 
 
 @dataclass(frozen=True)
@@ -470,23 +336,3 @@ def _not_finite(name: str, count: int, where: str) -> NonFiniteFeature:
         f"{where}: column {name!r} holds infinity, or a number too large for float32, in {count} place(s); features "
         f"must be finite (null and NaN count as missing). Mend the data or leave the column out with --drop {name}."
     )
-
-
-def sample_weights(values: pa.Array, name: str, where: str) -> NDArray[np.float64]:
-    """Sample weights as float64[n].
-
-    Raises
-    ------
-    BadWeight
-        A weight is missing, negative, NaN or infinite.
-    """
-    if not is_number(values.type):
-        raise BadWeight(f"weight column {name!r} is {values.type}; it must be numbers.")
-    weights = _floats(values)
-    wrong = ~((weights >= 0) & (weights < np.inf))
-    if wrong.any():
-        raise BadWeight(
-            f"{where}: weight {name!r} is {weights[int(np.argmax(wrong))]} in {int(wrong.sum())} row(s); weights must "
-            f"be finite and not negative. Use 0 for a row that should not count."
-        )
-    return weights

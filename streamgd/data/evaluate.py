@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from ..errors import AllNullTarget, BadWeight, SchemaMismatch
 from ..metrics import BinaryMetrics, RegressionMetrics
 from ..model import Model, sigmoid
-from .encode import Encoder, Target, is_number, is_vector, require, sample_weights
+from .buffers import is_number
+from .encode import Encoder, is_vector, require
 from .rowgroups import Source
+from .target import Target, sample_weights
 from .threads import consecutive, parallel
 
 #: Parts that are scored at once and merged in order: at most so many, and for metrics (the bins of a ROC AUC cost 8 ms

@@ -14,8 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import AllNullTarget, BadWeight, NonFiniteTarget, SingleClass, TargetError, TooManyClasses
-from .encode import Target, is_number, require, sample_weights
+from .buffers import is_number
+from .encode import require
 from .rowgroups import Source
+from .target import Target, sample_weights
 from .threads import consecutive, parallel
 
 Task = Literal["classification", "regression"]

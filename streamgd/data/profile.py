@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ..errors import UnusableColumns
 from ..features import Column, FeatureSpec
 from ..kernels.moments import add_moments
-from .encode import Encoder, feature_fields, is_number, vector_parts
+from .buffers import is_number
+from .encode import Encoder, feature_fields, vector_parts
 from .moments import Moments
 from .rowgroups import Source
 from .shuffle import SAMPLE, random_order

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..features import FeatureSpec
-from .encode import Encoder, Target
+from .encode import Encoder
 from .profile import find_columns
 from .rowgroups import RowGroupReader, Source
 from .shuffle import Plan, Run, default_window_rows
 from .source import as_source
+from .target import Target
 from .threads import available_cpus
 
 

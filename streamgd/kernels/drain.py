@@ -85,8 +85,26 @@ def drain(
     w, value, derivative = np.empty(tile, np.float32), np.empty(tile, np.float32), np.empty(tile, np.float32)
     stale = True
     i = start
-    while i < stop:
-        n = min(tile, stop - i, batch_size - counters[CARRIED])
+    while True:
+        if counters[CARRIED] == batch_size or (last and i == stop and counters[CARRIED] > 0):
+            finite = finish_batch(
+                optimizer,
+                optimizer_args,
+                schedule,
+                schedule_args,
+                alpha,
+                fit_intercept,
+                inverse_scale,
+                params,
+                slots,
+                carry,
+                counters,
+            )
+            if not finite:
+                return counters[STEP]
+            stale = True
+        if i == stop:
+            return -1
         if stale:
             largest = np.float32(0)
             for j in range(p):
@@ -95,6 +113,7 @@ def drain(
             if not largest < np.inf:  # finite as float64, but not as the float32 that meets the rows
                 return counters[STEP]
             stale = False
+        n = min(tile, stop - i, batch_size - counters[CARRIED])
         margins(rows, order, i, n, stop, weights, np.float32(params[p]), y_cell, w_cell, z, y, w)
         evaluate(loss, z, y, n, value, derivative)
         if w_cell >= 0:
@@ -114,41 +133,6 @@ def drain(
         counters[CARRIED] += n
         counters[ROWS] += n
         i += n
-        if counters[CARRIED] == batch_size:
-            stale = True
-            if not finish_batch(
-                optimizer,
-                optimizer_args,
-                schedule,
-                schedule_args,
-                alpha,
-                fit_intercept,
-                inverse_scale,
-                params,
-                slots,
-                carry,
-                counters,
-            ):
-                return counters[STEP]
-    if (
-        last
-        and counters[CARRIED] > 0
-        and not finish_batch(
-            optimizer,
-            optimizer_args,
-            schedule,
-            schedule_args,
-            alpha,
-            fit_intercept,
-            inverse_scale,
-            params,
-            slots,
-            carry,
-            counters,
-        )
-    ):
-        return counters[STEP]
-    return -1
 
 
 @kernel

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamgd.data.encode import Encoder, Target, feature_fields, is_number, is_vector, vector_parts
+from streamgd.data.buffers import is_number
+from streamgd.data.encode import Encoder, feature_fields, is_vector, vector_parts
 from streamgd.data.source import ParquetSource
+from streamgd.data.target import Target
 from streamgd.errors import (
     BadWeight,
     ListLengthMismatch,

@@ -238,6 +238,34 @@ def test_integers_that_turn_out_to_be_a_regression_have_exact_moments():
     assert found.scale == pytest.approx(y.std(), rel=1e-12)
 
 
+@pytest.mark.parametrize("weight", [None, "w"])
+def test_a_row_group_of_several_record_batches_counts_as_one(weight):
+    """With a drift in it, so that what lies between its batches matters."""
+    rng = np.random.default_rng(0)
+    rows = 150_000
+    w = rng.integers(0, 4, rows).astype(float)
+    y = np.linspace(0, 5, rows) + rng.normal(size=rows)
+    whole = np.rint(y * 50).astype(np.int64)
+    label = np.where(y > 2.5, "late", "early")
+    table = pa.table({"y": y, "whole": whole, "label": label, "w": w})
+    weights = w if weight else np.ones(rows)
+    for source, groups in ((TableSource(table, rows), [rows]), (TableSource(table, 75_000), [75_000] * 2)):
+        for name, exact in (("y", y), ("whole", whole)):
+            found = scan_labels(source, name, weight=weight, n_jobs=2)
+            mean = np.average(exact, weights=weights)
+            variance = np.average((exact - mean) ** 2, weights=weights)
+            assert found.task == "regression"
+            np.testing.assert_allclose([found.mean, found.scale], [mean, math.sqrt(variance)], rtol=1e-10)
+            ratio = correlation_ratio(exact[:, np.newaxis].astype(float), groups, weights)
+            assert found.clustering == pytest.approx(ratio, abs=1e-9)
+        found = scan_labels(source, "label", weight=weight)
+        late = weights[label == "late"].sum()
+        assert found.class_weight is not None
+        np.testing.assert_allclose(found.class_weight, [weights.sum() - late, late], rtol=1e-12)
+        one_hot = np.stack([label == "early", label == "late"], axis=1).astype(float)
+        assert found.clustering == pytest.approx(correlation_ratio(one_hot, groups, weights), abs=1e-9)
+
+
 def test_classes_that_are_still_to_come_can_be_named():
     found = scan_labels(TableSource(pa.table({"y": [0, 0, 2]})), "y", classes=[0, 1, 2])
     assert found.classes is not None and found.class_weight is not None

@@ -99,6 +99,7 @@ def test_integer_weights_are_rows_that_come_again(row_group_rows):
     repeated = measure(TableSource(again, row_group_rows))
     np.testing.assert_allclose(weighted.mean, repeated.mean, rtol=1e-6)
     np.testing.assert_allclose(weighted.scale, repeated.scale, rtol=1e-6)
+    np.testing.assert_allclose(weighted.magnitude, repeated.magnitude, rtol=1e-6)
 
 
 TYPES = (pa.int8(), pa.uint16(), pa.int64(), pa.uint64(), pa.float16(), pa.float32(), pa.bool_(), pa.decimal128(9, 2))
@@ -186,6 +187,30 @@ def test_constants_have_scale_1_and_columns_without_values_mean_0():
     np.testing.assert_array_equal(scales.scale, np.ones(6))
     np.testing.assert_array_equal(scales.magnitude, np.ones(6))
     np.testing.assert_array_equal(scales.missing, [0, 0, 0, 1, 1, 1])
+
+
+@pytest.mark.parametrize("row_group_rows", [40, 1000])
+@pytest.mark.parametrize("weight", [None, "w"])
+def test_the_magnitude_follows_from_the_central_moments_in_any_order(row_group_rows, weight):
+    """Also where rows lie sorted, so that in most record batches a feature is a constant."""
+    rng = np.random.default_rng(0)
+    table = pa.table(
+        {
+            "skewed": rng.exponential(size=1000) + 1e6,
+            "rare": rng.uniform(size=1000) < 0.02,
+            "w": rng.integers(1, 4, 1000),
+        }
+    )
+    w = table["w"].to_numpy() if weight else np.ones(1000)
+    expected = []
+    for name in ("skewed", "rare"):
+        x = table[name].to_numpy().astype(float)
+        x -= np.average(x, weights=w)
+        expected.append(math.sqrt(np.average(x**4, weights=w) / np.average(x**2, weights=w)))
+    for key in ("w", "skewed", "rare"):
+        ordered = table.sort_by(key) if weight else table.drop_columns("w").sort_by(key if key != "w" else "skewed")
+        scales = measure(TableSource(ordered, row_group_rows), weight=weight)
+        np.testing.assert_allclose(scales.magnitude, expected, rtol=1e-5)
 
 
 def test_the_magnitude_is_the_size_of_the_values_that_matter():

@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 import streamgd as sg
 from streamgd.data import shuffle
 from streamgd.data import stream as module
-from streamgd.data.encode import Encoder, Target
+from streamgd.data.encode import Encoder
 from streamgd.data.shuffle import Plan
 from streamgd.data.source import ParquetSource, TableSource
 from streamgd.data.stream import ParquetStream, Position, Times, WindowStream
+from streamgd.data.target import Target
 from streamgd.errors import (
     ConfigError,
     ListLengthMismatch,
