@@ -275,6 +275,20 @@ def _train_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _open(
+    model: Path, shards: list[str], limit: str | None, threads: int | None, held: int = 0
+) -> tuple[Any, Any, int]:
+    """The model, the source, and the threads that fit in the memory limit."""
+    from .data.evaluate import model_encoder
+    from .data.source import ParquetSource
+    from .memoryplan import scoring_threads
+    from .modelfile import load_model
+
+    loaded = load_model(model)
+    source = ParquetSource(shards, n_jobs=threads)
+    return loaded, source, scoring_threads(source.manifest, model_encoder(loaded, source), limit, threads, held)
+
+
 @app.command()
 def evaluate(
     model: ModelFile,
@@ -290,16 +304,11 @@ def evaluate(
     """Measure a model on shards, in one pass."""
     with reporting(as_json):
         from .data.evaluate import evaluate as run
-        from .data.evaluate import model_encoder
-        from .data.source import ParquetSource
         from .memory import peak_rss
-        from .memoryplan import METRICS_BYTES, scoring_threads
-        from .modelfile import load_model
+        from .memoryplan import METRICS_BYTES
 
         began = perf_counter()
-        loaded = load_model(model)
-        source = ParquetSource(shards, n_jobs=threads)
-        jobs = scoring_threads(source.manifest, model_encoder(loaded, source), memory_limit, threads, METRICS_BYTES)
+        loaded, source, jobs = _open(model, shards, memory_limit, threads, METRICS_BYTES)
         result = run(source, loaded, target=target, weight=weight, n_jobs=jobs)
         result |= {"model": str(model), "seconds": perf_counter() - began, "peak_rss_bytes": peak_rss()}
         _print(result, as_json, _evaluate_text)
@@ -325,17 +334,11 @@ def predict(
 ) -> None:
     """Write a score for every row of shards."""
     with reporting(as_json):
-        from .data.evaluate import model_encoder
         from .data.predict import write_predictions
-        from .data.source import ParquetSource
         from .memory import peak_rss
-        from .memoryplan import scoring_threads
-        from .modelfile import load_model
 
         began = perf_counter()
-        loaded = load_model(model)
-        source = ParquetSource(shards, n_jobs=threads)
-        jobs = scoring_threads(source.manifest, model_encoder(loaded, source), memory_limit, threads)
+        loaded, source, jobs = _open(model, shards, memory_limit, threads)
         total = len(source.names)
         written = 0
 

@@ -167,6 +167,8 @@ def test_wrong_arguments(tmp_path: Path, write: Write) -> None:
     assert "'some'" in failure("train", path, "--target", "y", "--batch-size", "some", code=2)
     assert "task" in failure("train", path, "--target", "y", "--task", "ranking", code=2)
     assert "'all'" in failure("train", path, "--target", "y", "--batch-size", "x", code=2)
+    # Before training, not after.
+    assert "is a directory" in failure("train", path, "--target", "y", "--model", tmp_path, code=2)
 
 
 def test_a_config_file_gives_defaults(tmp_path: Path, write: Write) -> None:
@@ -176,6 +178,8 @@ def test_a_config_file_gives_defaults(tmp_path: Path, write: Write) -> None:
     found = as_json("train", "--config", config)
     assert (found["epochs"], found["batch_size"], found["features"]) == (3, 16, 2)
     assert as_json("train", "--config", config, "--epochs", 1)["epochs"] == 1
+    config.write_text(f'shards = ["{path}"]\ntarget = "y"\ndrop = "x1,x2"\njson = true\nintercept = false\n')
+    assert json.loads(run("train", "--config", config).stdout)["features"] == 1
     config.write_text("epoch = 3\n")
     assert "epoch" in run("train", path, "--target", "y", "--config", config, code=2).stderr
     config.write_text("epochs = \n")

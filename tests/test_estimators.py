@@ -199,3 +199,108 @@ def test_errors_say_what_to_do() -> None:
         sg.SGDClassifier().fit(np.zeros((5, 1)), np.ones(5))
     fitted = sg.SGDClassifier(drop=NO_NUMBERS, epochs=1).fit(FLIGHTS / "train", "late")
     assert list(fitted.feature_names_in_)[:3] == ["month", "day", "weekday"]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_lists_of_numbers_are_features(alone: bool, write: Write) -> None:
+    X, y = matrix(classification(300, 4))
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(X[:, 1:].ravel()), 3)
+    columns: dict[str, Any] = {} if alone else {"a": X[:, 0]}
+    table = pa.table({**columns, "v": vectors, "y": y})
+    fitted = sg.SGDClassifier().fit(write(table), "y")
+    assert list(fitted.feature_names_in_) == [*columns, "v[0]", "v[1]", "v[2]"]
+    frame = pd.DataFrame(X[:, 1:] if alone else X, columns=fitted.feature_names_in_)
+    np.testing.assert_array_equal(fitted.decision_function(frame), fitted.decision_function(table))
+    # The state goes on in whatever form rows come.
+    np.testing.assert_array_equal(
+        sg.SGDClassifier().fit(table, "y").partial_fit(frame, y).coef_,
+        sg.SGDClassifier().fit(table, "y").partial_fit(table, "y").coef_,
+    )
+
+
+def test_partial_fit_is_the_next_epoch() -> None:
+    X, y = matrix(regression(1000))
+    parts = sg.SGDRegressor()
+    for _ in range(3):
+        parts.partial_fit(X, y)
+    np.testing.assert_array_equal(parts.coef_, sg.SGDRegressor(epochs=3).fit(X, y).coef_)
+    np.testing.assert_array_equal(parts.coef_, sg.SGDRegressor(epochs=2).fit(X, y).partial_fit(X, y).coef_)
+
+
+def test_partial_fit_takes_what_may_change_and_refuses_the_rest() -> None:
+    X, y = matrix(regression(200))
+    fitted = sg.SGDRegressor(optimizer="sgd").partial_fit(X, y)
+    same, faster = (pickle.loads(pickle.dumps(fitted)).set_params(eta0=eta0).partial_fit(X, y) for eta0 in (None, 0.3))
+    assert not np.array_equal(faster.coef_, same.coef_)
+    for name, value in (("optimizer", "adagrad"), ("fit_intercept", False), ("standardize", False)):
+        with pytest.raises(ConfigError, match=f"{name} was"):
+            pickle.loads(pickle.dumps(fitted)).set_params(**{name: value}).partial_fit(X, y)
+    with pytest.raises(ConfigError, match="early_stopping does nothing"):
+        sg.SGDRegressor(early_stopping=True).partial_fit(X, y)
+
+
+@pytest.mark.parametrize("task", FACES)
+@pytest.mark.parametrize("form", ["shards", "arrays", "frames"])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_early_stopping_on_validation_data(task: str, form: str, weighted: bool, write: Write) -> None:
+    make, rows = FACES[task]
+    table, other = rows(400), rows(200)
+    weights = np.random.default_rng(0).random(400) + 0.5
+    fitted = make(early_stopping=True, n_iter_no_change=2, tol=0.01, epochs=200)
+    if form == "shards":
+        table, other = (each.append_column("w", pa.array(weights[: len(each)])) for each in (table, other))
+        fitted.set_params(drop=None if weighted else ["w"])
+        fitted.fit(write(table), "y", "w" if weighted else None, validation=write(other, "validation"))
+    else:
+        (X, y), (V, z) = matrix(table), matrix(other)
+        if form == "frames":
+            X, V = (pd.DataFrame(each, columns=["a", "b", "c"]) for each in (X, V))
+        pair = (V, z, weights[:200]) if weighted and form == "frames" else (V, z)
+        fitted.fit(X, y, weights if weighted else None, validation=pair)
+    assert 3 <= fitted.n_iter_ < 200
+    assert len(fitted.result_.validation_losses) == fitted.n_iter_
+
+
+@pytest.mark.parametrize("task", FACES)
+def test_scores_of_shards_are_scores_of_arrays(task: str, write: Write) -> None:
+    make, rows = FACES[task]
+    table = rows(800)
+    X, y = matrix(table)
+    weights = np.random.default_rng(1).random(800)
+    path = write(table.append_column("w", pa.array(weights)), shards=2, row_group_rows=90)
+    fitted = make(drop=["w"]).fit(path, "y")
+    frame = pd.DataFrame(X, columns=["x0", "x1", "x2"])
+    plain, weighted = fitted.score(path, "y"), fitted.score(path, "y", "w")
+    fitted.set_params(drop=None)
+    assert plain == pytest.approx(fitted.score(frame, y), rel=1e-12)
+    assert weighted == pytest.approx(fitted.score(frame, y, weights), rel=1e-12)
+    assert plain != weighted
+
+
+def test_drop_names_columns_of_shards() -> None:
+    X, y = matrix(classification(50))
+    with pytest.raises(ConfigError, match="leave them out of X"):
+        sg.SGDClassifier(drop=["x0"]).fit(pd.DataFrame(X, columns=["x0", "x1", "x2"]), y)
+
+
+def test_missing_values_are_the_mean() -> None:
+    X, y = matrix(classification(500))
+    X[::7, 1] = np.nan
+    fitted = sg.SGDClassifier().fit(X, y)
+    filled = np.where(np.isnan(X), np.nanmean(X[:, 1]), X)
+    np.testing.assert_allclose(fitted.decision_function(X), fitted.decision_function(filled), atol=1e-5)
+
+
+def test_refitting_forgets() -> None:
+    X, y = matrix(classification(200))
+    fitted = sg.SGDClassifier().fit(pd.DataFrame(X, columns=["a", "b", "c"]), y).fit(X[:, :2], y)
+    assert not hasattr(fitted, "feature_names_in_")
+    np.testing.assert_array_equal(fitted.coef_, sg.SGDClassifier().fit(X[:, :2], y).coef_)
+    assert not hasattr(clone(fitted), "coef_")
+
+
+def test_random_states_that_move_on() -> None:
+    X, y = matrix(classification(300))
+    for state in (None, np.random.RandomState(5)):
+        one, two = (sg.SGDClassifier(random_state=state).fit(X, y).coef_ for _ in range(2))
+        assert not np.array_equal(one, two)

@@ -10,7 +10,18 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamgd.config import Config
+from streamgd.data.encode import Encoder
+from streamgd.data.rowgroups import Manifest
+from streamgd.errors import MemoryLimitError
+from streamgd.features import Column, FeatureSpec
+from streamgd.memoryplan import plan_memory
 
 from .conftest import TOP
 
@@ -46,3 +57,54 @@ def test_peaks_stay_under_the_limit(peaks: dict[str, int]) -> None:
 def test_twice_the_data_take_no_more_memory(peaks: dict[str, int]) -> None:
     once, twice, _ = peaks.values()
     assert abs(twice - once) < 0.05 * once
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> tuple[Manifest, Encoder]:
+    features = draw(st.integers(1, 300))
+    rows = np.array(draw(st.lists(st.integers(1, 10**7), min_size=1, max_size=20)), np.int64)
+    shards = np.sort(draw(st.lists(st.integers(0, 5), min_size=len(rows), max_size=len(rows))))
+    manifest = Manifest(
+        shard=shards.astype(np.int32),
+        index=np.arange(len(rows), dtype=np.int32),
+        rows=rows,
+        bytes=rows * features * draw(st.integers(1, 8)),
+        file_bytes=np.ones(6, np.int64),
+        schema=pa.schema([(f"x{j}", pa.float32()) for j in range(features)]),
+    )
+    return manifest, Encoder(FeatureSpec.raw([Column(f"x{j}", "number") for j in range(features)]))
+
+
+@given(
+    manifests(),
+    st.integers(10**8, 5 * 10**9),
+    st.integers(1, 64),
+    st.none() | st.integers(1, 10**6),
+    st.integers(0, 3 * 10**9),
+    st.booleans(),
+)
+def test_a_plan_adds_up_or_says_what_would_do(
+    data: tuple[Manifest, Encoder], limit: int, n_jobs: int, window_rows: int | None, resident: int, validated: bool
+) -> None:
+    """Whatever the data: the parts of a plan are within the limit, and a limit that is asked for is enough."""
+    manifest, encoder = data
+    validation = manifest if validated else None
+
+    def plan(limit: int, n_jobs: int = n_jobs, resident: int = resident) -> Any:
+        config = Config(memory_limit=limit, window_rows=window_rows)
+        return plan_memory(manifest, encoder, config, n_jobs, validation=validation, resident=resident)
+
+    try:
+        found = plan(limit)
+    except MemoryLimitError as error:
+        least = int(str(error).split("--memory-limit ")[1].split("MB")[0]) * 10**6
+        assert least > limit
+        found, limit = plan(least), least
+    taken = max(found.base, resident) + found.window + found.decode * found.n_jobs + found.waiting
+    assert taken <= limit
+    assert 1 <= found.n_jobs <= n_jobs
+    assert 1 <= found.window_rows <= found.wanted_rows <= manifest.n_rows
+    # Neither threads nor what the process takes decide on the window, and so on the weights.
+    assert plan(limit, 1, 0).window_rows == found.window_rows
+    unlimited = plan_memory(manifest, encoder, Config(window_rows=window_rows), n_jobs, resident=resident)
+    assert unlimited.window_rows == found.wanted_rows

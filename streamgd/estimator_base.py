@@ -1,0 +1,323 @@
+"""What the estimators share: parameters, fitting, and the way from what a user has to a source.
+
+Arrays and DataFrames become in-memory tables and go the same way as shards, so there is one path to test.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from .config import Config
+from .data.evaluate import evaluate, margins
+from .data.rowgroups import Source
+from .data.source import TableSource, as_source
+from .data.threads import available_cpus
+from .errors import ConfigError
+from .features import Column
+from .job import Feed, Job, feed, prepare
+from .memory import parse_bytes
+from .model import Model
+from .modelfile import save_model
+from .trainer import State, train
+
+#: Parameters that go into `Config` as they are.
+_CONFIG_PARAMETERS = tuple(name for name in Config.__dataclass_fields__ if name not in ("task", "memory_limit", "seed"))
+_FEATURES, _TARGET, _WEIGHT = "X", "y", "sample_weight"
+
+
+def _is_stored(data: Any) -> bool:
+    """Whether data are shards or Arrow tables, whose target is a column, and not an array or DataFrame."""
+    if isinstance(data, str | os.PathLike | pa.Table | pa.RecordBatch):
+        return True
+    if isinstance(data, list | tuple) and len(data) > 0:
+        return all(isinstance(item, str | os.PathLike) for item in data)
+    return hasattr(data, "files") and hasattr(data, "filesystem")
+
+
+class Estimator(BaseEstimator):  # type: ignore[misc]
+    """What classifier and regressor share."""
+
+    _task: Any
+
+    def __init__(
+        self,
+        loss: str | None = None,
+        *,
+        penalty: str | None = "l2",
+        alpha: float = 1e-6,
+        optimizer: str = "adagrad",
+        learning_rate: str | None = None,
+        eta0: float | None = None,
+        power_t: float | None = None,
+        momentum: float | None = None,
+        average: bool | None = None,
+        fit_intercept: bool = True,
+        standardize: bool = True,
+        epochs: int = 5,
+        batch_size: int | str | None = "auto",
+        shuffle: bool = True,
+        window_rows: int | None = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 3,
+        tol: float = 1e-4,
+        drop: Sequence[str] | None = None,
+        memory_limit: str | int | None = None,
+        n_jobs: int | None = None,
+        random_state: Any = 0,
+    ) -> None:
+        self.loss = loss
+        self.penalty = penalty
+        self.alpha = alpha
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.eta0 = eta0
+        self.power_t = power_t
+        self.momentum = momentum
+        self.average = average
+        self.fit_intercept = fit_intercept
+        self.standardize = standardize
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.window_rows = window_rows
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.drop = drop
+        self.memory_limit = memory_limit
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation: Any = None) -> Self:
+        """Train from the start.
+
+        Parameters
+        ----------
+        X : path, list of paths, pyarrow Table or Dataset; or array-like of shape (n_samples, n_features)
+            Shards (files, directories, globs, URIs); or rows in memory. Missing values (null, NaN) count as the
+            mean of their column.
+        y : str, or array-like of shape (n_samples,)
+            Name of the target column; or the targets.
+        sample_weight : str, or array-like of shape (n_samples,), optional
+            Name of a column of weights; or the weights.
+        validation : like X, optional
+            Shards with the same columns (for arrays: X and y, or X, y and weights) on which the loss is measured
+            after each epoch, and on which ``early_stopping`` decides.
+
+        Returns
+        -------
+        self
+            The fitted estimator.
+
+        Raises
+        ------
+        DataError
+            The data cannot be trained on; its subclass says why.
+        ConfigError
+            A parameter is wrong, or does nothing for the chosen solver.
+        TrainingDiverged
+            A weight became infinite or NaN.
+        """
+        source, target, weight = self._training_source(X, y, sample_weight, reset=True)
+        held_out = None if validation is None else self._validation_source(validation, weight)
+        config = self._config()
+        job, data = prepare(source, target, config, weight=weight, drop=self.drop or (), validation=held_out)
+        self._train(job, data, State.start(job), 0)
+        return self
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+        """Train one epoch more, on these rows.
+
+        The first call fixes the scales of the features (and of a regression's target) for all that follow.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `fit`.
+        classes : array-like, optional
+            All class labels; needed in a classifier's first call.
+
+        Returns
+        -------
+        self
+            The fitted estimator.
+        """
+        first = not hasattr(self, "_job")
+        if first and hasattr(self, "model_"):
+            raise ConfigError(
+                "this estimator was loaded from a model file, which predicts but holds no optimizer state: "
+                "partial_fit cannot go on from it. Call fit."
+            )
+        if first and self._task == "classification" and classes is None:
+            raise ConfigError("classes must be given in the first call of partial_fit: all labels that will occur.")
+        if not first and classes is not None and list(np.unique(classes)) != list(self.classes_):
+            raise ConfigError(f"classes are {classes!r}, but the first call said {self.classes_!r}.")
+        config = self._config()
+        if config.early_stopping:
+            raise ConfigError("early_stopping does nothing in partial_fit, which trains one epoch; leave it out.")
+        config = replace(config, epochs=1)
+        columns = None if first else self.model_.spec.columns
+        source, target, weight = self._training_source(X, y, sample_weight, reset=first, columns=columns)
+        if first:
+            labels = None if classes is None else np.unique(classes).tolist()
+            job, data = prepare(source, target, config, weight=weight, drop=self.drop or (), classes=labels)
+            state, self._calls = State.start(job), 0
+        else:
+            job = self._continued(config, target, weight)
+            data, state = feed(job, source), self._state
+        self._train(job, data, state, self._calls)
+        return self
+
+    def _continued(self, config: Config, target: str, weight: str | None) -> Job:
+        """The job of the first call, for other data; what its state was made for cannot change."""
+        job: Job = self._job
+        for name in ("loss", "optimizer", "fit_intercept", "standardize"):
+            if getattr(config, name) != getattr(job.config, name):
+                raise ConfigError(
+                    f"{name} was {getattr(job.config, name)!r} in the first call and is {getattr(config, name)!r} now; "
+                    f"partial_fit cannot change it. Call fit."
+                )
+        return replace(
+            job,
+            config=config,
+            encoder=replace(job.encoder, target=job.labels.target(target), weight=weight),
+            batch_rows=config.batch_rows(job.labels.rows),
+            eta0=job.eta0 if config.eta0 is None else config.eta0,
+        )
+
+    def _margins(self, X: Any) -> NDArray[np.float64]:
+        check_is_fitted(self, "model_")
+        return margins(self._source(X), self.model_, self.n_jobs or available_cpus())
+
+    def _stored_metrics(self, X: Any, y: Any, sample_weight: Any) -> dict[str, Any] | None:
+        """Metrics on shards or tables, streamed; None for rows that scikit-learn can score."""
+        check_is_fitted(self, "model_")
+        if not _is_stored(X):
+            return None
+        source, target, weight = self._training_source(X, y, sample_weight, reset=False)
+        return evaluate(source, self.model_, target=target, weight=weight, n_jobs=self.n_jobs or available_cpus())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model as a safetensors file, whole or not at all; `streamgd.load` reads it."""
+        check_is_fitted(self, "model_")
+        save_model(self.model_, path)
+
+    def _config(self) -> Config:
+        seed = self.random_state
+        if not isinstance(seed, int | np.integer):
+            seed = check_random_state(seed).randint(0, 2**31 - 1)
+        limit = None if self.memory_limit is None else parse_bytes(self.memory_limit)
+        values = {name: getattr(self, name) for name in _CONFIG_PARAMETERS}
+        values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+        return Config(task=self._task, memory_limit=limit, seed=int(seed), **values).check()
+
+    def _train(self, job: Job, data: Feed, state: State, calls: int) -> None:
+        if data.memory.lowered:
+            warnings.warn(
+                f"memory_limit lowers the window from {data.memory.wanted_rows} to {data.memory.window_rows} rows: the "
+                f"shuffle is coarser, and the weights differ from those of a larger limit.",
+                stacklevel=3,
+            )
+        result = train(job, data, state, first_epoch=calls)
+        self._job, self._state, self._calls = job, state, calls + result.epochs
+        self.result_ = result
+        self._adopt(result.model)
+        self.n_iter_ = result.epochs
+        self.t_ = int(result.rows)
+
+    def _adopt(self, model: Model) -> None:
+        self.model_ = model
+        self.coef_ = model.coef.copy()
+        self.intercept_ = np.array([model.intercept])
+        self.n_features_in_ = model.spec.n_features
+        if model.spec.columns[0].name != _FEATURES or model.spec.columns[0].kind != "vector":
+            self.feature_names_in_ = np.array(model.spec.feature_names(), dtype=object)
+
+    def _training_source(
+        self, X: Any, y: Any, weight: Any, *, reset: bool, columns: tuple[Column, ...] | None = None
+    ) -> tuple[Source, str, str | None]:
+        """The source, and the names of its target and weight columns; ``columns`` are those that a model knows."""
+        if _is_stored(X):
+            if not isinstance(y, str):
+                raise ConfigError(f"y is {y!r}; with shards or tables it is the name of the target column.")
+            if weight is not None and not isinstance(weight, str):
+                raise ConfigError("with shards or tables sample_weight is the name of a column.")
+            return as_source(X, self.n_jobs or available_cpus()), y, weight
+        if self.drop:
+            raise ConfigError("drop names columns of shards and tables; of arrays and DataFrames, leave them out of X.")
+        named = hasattr(X, "columns")
+        checked, y = validate_data(
+            self,
+            X,
+            y,
+            dtype=[np.float64, np.float32],
+            ensure_all_finite="allow-nan",
+            y_numeric=self._task == "regression",
+            reset=reset,
+        )
+        if self._task == "classification":
+            check_classification_targets(y)
+        if columns is None:
+            names = list(self.feature_names_in_) if named and hasattr(self, "feature_names_in_") else []
+            unnamed = Column(_FEATURES, "vector", checked.shape[1])
+            columns = tuple(Column(name, "number") for name in names) or (unnamed,)
+        table = _features(checked, columns)
+        target, weight_name = _unused(table, _TARGET), None
+        table = table.append_column(target, pa.array(y))
+        if weight is not None:
+            weight_name = _unused(table, _WEIGHT)
+            weights = _check_sample_weight(weight, checked, ensure_non_negative=True)
+            table = table.append_column(weight_name, pa.array(weights))
+        return TableSource(table), target, weight_name
+
+    def _validation_source(self, validation: Any, weight: str | None) -> Source:
+        if _is_stored(validation):
+            return as_source(validation, self.n_jobs or available_cpus())
+        if not isinstance(validation, tuple) or len(validation) not in (2, 3):
+            raise ConfigError("validation is neither shards nor a tuple (X, y) or (X, y, sample_weight).")
+        X, y, weights = validation if len(validation) == 3 else (*validation, None)
+        if weights is None and weight is not None:
+            weights = np.ones(len(y))
+        return self._training_source(X, y, weights, reset=False)[0]
+
+    def _source(self, X: Any) -> Source:
+        """Rows to predict."""
+        if _is_stored(X):
+            return as_source(X, self.n_jobs or available_cpus())
+        checked = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan", reset=False)
+        return TableSource(_features(checked, self.model_.spec.columns))
+
+
+def _features(X: NDArray[Any], columns: tuple[Column, ...]) -> pa.Table:
+    """A table of features that lie side by side in an array."""
+    arrays, first = {}, 0
+    for column in columns:
+        cells = np.ascontiguousarray(X[:, first : first + column.size])
+        flat, first = pa.array(cells.ravel()), first + column.size
+        arrays[column.name] = flat if column.kind == "number" else pa.FixedSizeListArray.from_arrays(flat, column.size)
+    return pa.table(arrays)
+
+
+def _unused(table: pa.Table, name: str) -> str:
+    while name in table.column_names:
+        name += "_"
+    return name
