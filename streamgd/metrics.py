@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BadWeight, DataError
-from .ranks import BYTES_PER_BIN, MANTISSA_BITS, RankHistogram
+from .ranks import BYTES_PER_BIN, FLOOR_EXPONENT, MANTISSA_BITS, RankHistogram
 
 _Vector: TypeAlias = npt.NDArray[np.float64]
 

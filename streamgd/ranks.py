@@ -15,8 +15,8 @@ _Vector: TypeAlias = npt.NDArray[np.float64]
 # and with 12 bits, 4 M rows: N(0, 1) against N(1, 1) 7e-6 and 1.4e-5; a narrow spread far from 0, N(-7, ½) against
 # N(-6.5, ½), 1.1e-4 and 2.1e-4.
 MANTISSA_BITS = 13
-_FLOOR_EXPONENT = -6
-_FLOOR = np.float32(2.0**_FLOOR_EXPONENT)
+FLOOR_EXPONENT = -6
+_FLOOR = np.float32(2.0**FLOOR_EXPONENT)
 BYTES_PER_BIN = 4 * 8
 
 
@@ -26,7 +26,7 @@ class RankHistogram:
     def __init__(self, mantissa_bits: int, *, octaves: int, signs: int) -> None:
         """Make 2**mantissa_bits bins an octave, up to 2**(octaves - 6), for negative margins only or for both signs."""
         self._shift = 23 - mantissa_bits
-        self._ceiling = 2.0 ** (_FLOOR_EXPONENT + octaves)
+        self._ceiling = 2.0 ** (FLOOR_EXPONENT + octaves)
         self._half = (octaves << mantissa_bits) + 1  # bins of one sign
         bins = signs * self._half
         # Four arrays of at most 2.9 MB, zeroed by the operating system where they are touched: from 4 MB on NumPy asks
