@@ -111,11 +111,14 @@ def _value_bytes(manifest: Manifest, name: str) -> int:
     return -(-bit_width(kind) // 8) + levels
 
 
-def footer_bytes(manifest: Manifest, n_jobs: int) -> int:
-    """Bytes of the parsed footers of the files that one thread keeps open."""
+def footer_bytes(manifest: Manifest) -> int:
+    """Bytes of the parsed footers of the files that one thread keeps open, were it the only one.
+
+    The share of one of many threads is less, but then the window would depend on their number.
+    """
     most = int(np.unique(manifest.shard, return_counts=True)[1].max())
     one = most * len(manifest.schema.names) * COLUMN_CHUNK_BYTES
-    return min(min(OPEN_FILES, len(manifest.file_bytes)) * one, max(one, PARSED * OPEN_FOOTER_BYTES // n_jobs))
+    return min(min(OPEN_FILES, len(manifest.file_bytes)) * one, max(one, PARSED * OPEN_FOOTER_BYTES))
 
 
 def plan_memory(
@@ -156,7 +159,7 @@ def plan_memory(
     base = BASE_BYTES + 80 * encoder.spec.n_features
     process = max(base, resident)
     reader = reader_bytes(manifest, encoder)
-    decode, held = reader + footer_bytes(manifest, n_jobs), 0
+    decode, held = reader + footer_bytes(manifest), 0
     if validation is not None:  # its row groups are read while the next window is being filled
         decode, held = decode + reader_bytes(validation, encoder), METRICS_BYTES
 
@@ -202,7 +205,7 @@ def scoring_threads(
         Not even one fits.
     """
     wanted = n_jobs or available_cpus()
-    one = reader_bytes(manifest, encoder) + footer_bytes(manifest, wanted)
+    one = reader_bytes(manifest, encoder) + footer_bytes(manifest)
     limit = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit)
     fitting = (limit - BASE_BYTES - held) // one
     if fitting < 1 and memory_limit is not None:
