@@ -18,6 +18,15 @@ import typer
 
 from .errors import ConfigError, DataError, StreamgdError
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        from . import __version__
+
+        print(f"streamgd {__version__}")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="streamgd",
     help="Train linear and logistic models on Parquet data of any size, in fixed memory.",
@@ -27,6 +36,13 @@ app = typer.Typer(
 )
 
 EXIT_OTHER = 1
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Show it.")] = False,
+) -> None:
+    """Take the options before a command."""
 
 
 def main() -> None:
@@ -62,8 +78,10 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         return None
     try:
         values = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"{path} cannot be read as TOML: {error}") from error
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise typer.BadParameter(f"{path} is not TOML: {error}") from error
     known: dict[str, str] = {}
     many = {parameter.name for parameter in context.command.params if getattr(parameter, "multiple", False)}
     for parameter in context.command.params:
@@ -115,7 +133,9 @@ def train(
     batch_size: Annotated[str, typer.Option(help="Rows a step; 'all' is batch gradient descent.")] = "auto",
     alpha: Annotated[float, typer.Option(help="Factor of the penalty.")] = 1e-6,
     penalty: Annotated[str, typer.Option(help="l2 or none.")] = "l2",
-    eta0: Annotated[float | None, typer.Option(help="Initial learning rate for scaled features.")] = None,
+    eta0: Annotated[
+        float | None, typer.Option(help="Initial learning rate for scaled features; by default from the data.")
+    ] = None,
     learning_rate: Annotated[str | None, typer.Option(help="Schedule: constant, invscaling or optimal.")] = None,
     power_t: Annotated[float | None, typer.Option(help="Exponent of invscaling.")] = None,
     momentum: Annotated[float | None, typer.Option(help="For momentum and nesterov.")] = None,
@@ -125,7 +145,9 @@ def train(
     fit_intercept: Annotated[bool, typer.Option("--intercept/--no-intercept", help="Whether to fit one.")] = True,
     standardize: Annotated[bool, typer.Option(help="Whether steps and penalty are of scaled features.")] = True,
     shuffle: Annotated[bool, typer.Option(help="Whether rows come in a random order.")] = True,
-    window_rows: Annotated[int | None, typer.Option(help="Rows that are shuffled together.")] = None,
+    window_rows: Annotated[
+        int | None, typer.Option(help="Rows that are shuffled together; by default from the data.")
+    ] = None,
     validation: Annotated[
         list[str] | None, typer.Option(metavar="SHARDS", help="Shards on which to stop early; may be repeated.")
     ] = None,
@@ -198,12 +220,7 @@ def _train(
     if (compiling := perf_counter() - began) > 1:
         print(f"compiled the kernels for this machine in {compiling:.1f} s; they are kept", file=sys.stderr, flush=True)
     began = perf_counter()
-    if path is not None:  # told before hours of training, not after
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise ConfigError(f"--model {path} is a directory; name a file.")
-        if not os.access(path.parent, os.W_OK):
-            raise ConfigError(f"--model {path}: the directory cannot be written to; name another.")
+    _check_model_path(path)  # told before hours of training, not after
     source = ParquetSource(shards, n_jobs=settings.n_jobs)
     held_out = ParquetSource(validation, n_jobs=settings.n_jobs) if validation else None
     job, feed = prepare(source, target, settings, weight=weight, drop=drop, validation=held_out)
@@ -214,16 +231,12 @@ def _train(
         f"{feed.plan.capacity:,} rows ({format_bytes(memory.window)}); {memory.n_jobs} reading threads",
         file=sys.stderr,
     )
-    if memory.lowered:
-        warnings.warn(
-            f"the memory limit lowers the window from {memory.wanted_rows:,} to {memory.window_rows:,} rows: the "
-            "shuffle is coarser, and the weights differ from those of a larger limit.",
-            stacklevel=1,
-        )
+    for remark in feed.remarks():
+        warnings.warn(remark, stacklevel=1)
     with display() as show:
         result = run(job, feed, State.start(job), callback=show)
-    if result.skipped_rows:
-        warnings.warn(f"{result.skipped_rows:,} rows have no target (null) and were left out.", stacklevel=1)
+    for remark in result.remarks():
+        warnings.warn(remark, stacklevel=1)
     seconds = perf_counter() - began
     summary = {
         "rows": result.rows,
@@ -259,6 +272,22 @@ def _train(
     return summary
 
 
+def _check_model_path(path: Path | None) -> None:
+    """Refuse a model file that could not be written, or that would replace something else."""
+    from .modelfile import looks_like_model
+
+    if path is None:
+        print("no --model is given: the model will be measured but not kept", file=sys.stderr)
+    elif not path.parent.is_dir():
+        raise ConfigError(f"--model {path}: there is no directory {path.parent}; make it, or name another.")
+    elif path.is_dir():
+        raise ConfigError(f"--model {path} is a directory; name a file.")
+    elif not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"--model {path}: the directory cannot be written to; name another.")
+    elif path.exists() and not looks_like_model(path):
+        raise ConfigError(f"--model {path} is there and is no model file, so it is not replaced; name another.")
+
+
 def _train_text(result: dict[str, Any]) -> str:
     from .memory import format_bytes
 
@@ -267,7 +296,7 @@ def _train_text(result: dict[str, Any]) -> str:
         f"loss        {result['train_loss']:.6f} progressive, {result['loss']}"
         + (f"; {min(validation):.6f} validation" if validation else ""),
         f"rows        {result['rows']:,} in {result['epochs']} epochs, {result['steps']:,} steps",
-        f"speed       {result['rows_per_second']:,.0f} rows/s, {result['seconds']:.2f} s in all",
+        f"speed       {result['rows_per_second']:,.0f} rows/s from start to end, {result['seconds']:.2f} s",
         f"memory      {format_bytes(result['peak_rss_bytes'])} at the peak",
         f"weights     {result['weights_sha256']}",
         f"model       {result['model'] or 'not kept: no --model was given'}",
@@ -326,7 +355,13 @@ def _evaluate_text(result: dict[str, Any]) -> str:
 def predict(
     model: ModelFile,
     shards: Shards,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory of the output shards, one an input shard.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Directory of the output shards, one an input shard; probability is that of the second class.",
+        ),
+    ],
     keep: Annotated[list[str] | None, typer.Option(metavar="COLS", help="Columns to carry over, with commas.")] = None,
     memory_limit: Limit = None,
     threads: Threads = None,

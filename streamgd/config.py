@@ -54,7 +54,7 @@ class Config:
         if self.task is not None:
             _one_of("task", self.task, DEFAULT_LOSS)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _one_of("learning_rate", self.schedule.name, SCHEDULES)
+        _one_of("learning_rate", self.schedule.name, SCHEDULES, "; a number is given as eta0")
         if self.penalty is not None:
             _one_of("penalty", self.penalty, PENALTIES)
         if self.loss is not None:
@@ -81,6 +81,7 @@ class Config:
             raise ConfigError(f"momentum is {self.momentum!r}; expected a number from 0 to below 1.")
         if not (_is_number(self.validation_fraction) and 0 < self.validation_fraction < 1):
             raise ConfigError(f"validation_fraction is {self.validation_fraction!r}; expected a number in (0, 1).")
+        others = {"batch_size": ", None for all rows, or 'auto'"}
         for name, value in (
             ("epochs", self.epochs),
             ("n_iter_no_change", self.n_iter_no_change),
@@ -89,7 +90,7 @@ class Config:
             ("n_jobs", self.n_jobs),
         ):
             if value is not None and (not _is_integer(value) or value < 1):
-                raise ConfigError(f"{name} is {value!r}; expected an integer of at least 1.")
+                raise ConfigError(f"{name} is {value!r}; expected an integer of at least 1{others.get(name, '')}.")
         if not _is_integer(self.seed) or not 0 <= self.seed < 2**32:
             raise ConfigError(f"the seed is {self.seed!r}; expected an integer from 0 to {2**32 - 1}.")
 
@@ -181,6 +182,6 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _one_of(name: str, value: str, choices: Mapping[str, Any]) -> None:
+def _one_of(name: str, value: str, choices: Mapping[str, Any], more: str = "") -> None:
     if value not in choices:
-        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}.")
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}{more}.")

@@ -73,7 +73,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 3,
         tol: float = 1e-4,
-        drop: Sequence[str] | None = None,
+        drop: str | Sequence[str] | None = None,
         memory_limit: str | int | None = None,
         n_jobs: int | None = None,
         random_state: Any = 0,
@@ -140,7 +140,14 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         source, target, weight = self._training_source(X, y, sample_weight, reset=True)
         held_out = None if validation is None else self._validation_source(validation, weight)
         config = self._config()
-        job, data = prepare(source, target, config, weight=weight, drop=self.drop or (), validation=held_out)
+        job, data = prepare(
+            source,
+            target,
+            config,
+            weight=weight,
+            drop=[self.drop] if isinstance(self.drop, str) else self.drop or (),
+            validation=held_out,
+        )
         self._train(job, data, State.start(job), 0)
         return self
 
@@ -179,7 +186,14 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         source, target, weight = self._training_source(X, y, sample_weight, reset=first, columns=columns)
         if first:
             labels = None if classes is None else np.unique(classes).tolist()
-            job, data = prepare(source, target, config, weight=weight, drop=self.drop or (), classes=labels)
+            job, data = prepare(
+                source,
+                target,
+                config,
+                weight=weight,
+                drop=[self.drop] if isinstance(self.drop, str) else self.drop or (),
+                classes=labels,
+            )
             state, self._calls = State.start(job), 0
         else:
             job = self._continued(config, target, weight)
@@ -231,13 +245,11 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         return Config(task=self._task, memory_limit=limit, seed=int(seed), **values).check()
 
     def _train(self, job: Job, data: Feed, state: State, calls: int) -> None:
-        if data.memory.lowered:
-            warnings.warn(
-                f"memory_limit lowers the window from {data.memory.wanted_rows} to {data.memory.window_rows} rows: the "
-                f"shuffle is coarser, and the weights differ from those of a larger limit.",
-                stacklevel=3,
-            )
+        for remark in data.remarks():
+            warnings.warn(remark, stacklevel=3)
         result = train(job, data, state, first_epoch=calls)
+        for remark in result.remarks():
+            warnings.warn(remark, stacklevel=3)
         self._job, self._state, self._calls = job, state, calls + result.epochs
         self.result_ = result
         self._adopt(result.model)

@@ -49,6 +49,22 @@ class Feed:
     memory: MemoryPlan
     validation: Source | None = None
 
+    def remarks(self) -> list[str]:
+        """What a user should know before training."""
+        found, memory = [], self.memory
+        if memory.lowered:
+            found.append(
+                f"the memory limit lowers the window from {memory.wanted_rows:,} to {self.plan.capacity:,} rows: the "
+                f"shuffle is coarser, and the weights differ from those of a larger limit."
+            )
+        if self.plan.streamed:
+            found.append(
+                f"there are row groups of up to {int(self.source.manifest.rows.max()):,} rows, which are streamed "
+                f"through windows of {self.plan.capacity:,} rows and shuffled only inside them. If rows lie sorted, "
+                f"write the data with smaller row groups, or give a larger window."
+            )
+        return found
+
 
 def prepare(
     source: Source,
@@ -124,7 +140,7 @@ def _feed(job: Job, source: Source, memory: MemoryPlan, validation: Source | Non
     plan = Plan(
         source.manifest.rows,
         memory.window_rows,
-        n_columns=len(job.encoder.columns),
+        n_columns=job.encoder.row_values,
         seed=job.config.seed,
         shuffle=job.config.shuffle,
     )

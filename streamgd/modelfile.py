@@ -102,6 +102,13 @@ def _hash(header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
+def looks_like_model(path: Path) -> bool:
+    """Whether a file begins as a safetensors file does: with the length of a JSON header, and the header."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and struct.unpack("<Q", start[:8])[0] <= MOST_HEADER_BYTES and start[8:] == b"{"
+
+
 def _read(path: Path, where: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load

@@ -48,6 +48,6 @@ OPTIMIZERS = {
         Optimizer("sgd", 0, 0, None, 0.0, 0.5, False, "invscaling"),
         Optimizer("momentum", 1, 1, "momentum", 0.9, 0.05, False, "invscaling"),
         Optimizer("nesterov", 2, 1, "momentum", 0.9, 0.05, False, "invscaling"),
-        Optimizer("adagrad", 3, 1, None, 1e-12, 1.0, True, "constant"),
+        Optimizer("adagrad", 3, 1, None, 1e-6, 1.0, True, "constant"),
     )
 }

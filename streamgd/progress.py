@@ -11,6 +11,7 @@ from .memory import format_bytes
 from .trainer import Progress
 
 PLAIN_SECONDS = 5.0
+EPOCH_SECONDS = 1.0
 LIVE_SECONDS = 0.2
 
 
@@ -64,7 +65,7 @@ def duration(seconds: float) -> str:
 
 
 class PlainDisplay:
-    """A line to standard error every few seconds and at each epoch's end."""
+    """A line to standard error every few seconds, at the ends of epochs that take a second or more, and at the end."""
 
     def __init__(self) -> None:
         self._last = monotonic()
@@ -79,7 +80,8 @@ class PlainDisplay:
 
     def __call__(self, progress: Progress) -> None:
         """Tell where the job stands."""
-        if not progress.ended and monotonic() - self._last < PLAIN_SECONDS:
+        wait = EPOCH_SECONDS if progress.ended else PLAIN_SECONDS
+        if not progress.over and monotonic() - self._last < wait:
             return
         self._last = monotonic()
         share = progress.rows / max(1, progress.total_rows)
@@ -113,7 +115,7 @@ class LiveDisplay:
 
     def __call__(self, progress: Progress) -> None:
         """Draw where the job stands."""
-        if not progress.ended and monotonic() - self._last < LIVE_SECONDS:
+        if not progress.over and monotonic() - self._last < LIVE_SECONDS:
             return
         self._last = monotonic()
         self._live.update(self._picture(progress), refresh=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
@@ -83,6 +84,11 @@ class Progress:
     validation_loss: float | None = None
     ended: bool = False
 
+    @property
+    def over(self) -> bool:
+        """Whether the last epoch has ended."""
+        return self.ended and self.epoch + 1 == self.epochs
+
 
 @dataclass
 class Result:
@@ -100,6 +106,12 @@ class Result:
     window_rows: int
     peak_rss_bytes: int
     times: Times = field(default_factory=Times)
+
+    def remarks(self) -> list[str]:
+        """What a user should know after training."""
+        if not self.skipped_rows:
+            return []
+        return [f"{self.skipped_rows:,} rows have no target (null) and were left out."]
 
 
 def train(
@@ -126,34 +138,32 @@ def train(
             seconds, validation = perf_counter() - began, validation_losses[-1] if validation_losses else None
             callback(Progress(epoch, job.config.epochs, rows, total, steps, loss, seconds, times, validation, ended))
 
-    stream = iter(
-        WindowStream(
-            feed.source,
-            job.encoder,
-            feed.plan,
-            n_jobs=feed.memory.n_jobs,
-            start=Position(first_epoch),
-            stop_epoch=first_epoch + job.config.epochs,
-            times=times,
-        )
+    stream = WindowStream(
+        feed.source,
+        job.encoder,
+        feed.plan,
+        n_jobs=feed.memory.n_jobs,
+        start=Position(first_epoch),
+        stop_epoch=first_epoch + job.config.epochs,
+        times=times,
     )
-    for window in stream:
-        learn(job, feed, state, window, times, partial(tell, window.epoch))
-        skipped += window.skipped
-        if window.last:
-            epochs += 1
-            losses.append(_mean(job, state))
-            state.totals[:] = 0
-            if feed.validation is not None:
-                score = validation_loss(job, feed, state)
-                validation_losses.append(score)
-                no_gain = no_gain + 1 if best is not None and score > best[0] - job.config.tol else 0
-                if best is None or score < best[0]:
-                    best = score, state.weights(job).copy()
-            tell(window.epoch, ended=True)
-            if job.config.early_stopping and no_gain >= job.config.n_iter_no_change:
-                break
-    stream.close()  # type: ignore[attr-defined]
+    with closing(iter(stream)) as windows:  # type: ignore[type-var]  # no thread is left when an error ends the loop
+        for window in windows:
+            learn(job, feed, state, window, times, partial(tell, window.epoch))
+            skipped += window.skipped
+            if window.last:
+                epochs += 1
+                losses.append(_mean(job, state))
+                state.totals[:] = 0
+                if feed.validation is not None:
+                    score = validation_loss(job, feed, state)
+                    validation_losses.append(score)
+                    no_gain = no_gain + 1 if best is not None and score > best[0] - job.config.tol else 0
+                    if best is None or score < best[0]:
+                        best = score, state.weights(job).copy()
+                tell(window.epoch, ended=True)
+                if job.config.early_stopping and no_gain >= job.config.n_iter_no_change:
+                    break
     chosen = best[1] if job.config.early_stopping and best is not None else state.weights(job)
     return Result(
         model=finish(job, chosen),

@@ -234,3 +234,24 @@ def test_help_and_import_load_nothing_heavy(command: list[str]) -> None:
     )
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert not loaded & {"numpy", "numba", "pyarrow", "sklearn", "dask", "distributed", "pandas", "scipy"}
+
+
+def test_a_model_never_replaces_something_else(write: Write, tmp_path: Path) -> None:
+    path = write(classification(200))
+    shard_path = path / "part-00.parquet"
+    before = shard_path.read_bytes()
+    command = ("train", path, "--target", "y", "--epochs", 1, "--model")
+    assert "no model file" in failure(*command, shard_path, code=2)
+    assert shard_path.read_bytes() == before
+    assert "no directory" in failure(*command, tmp_path / "nowhere" / "m", code=2)
+    assert "is a directory" in failure(*command, tmp_path, code=2)
+    as_json(*command, tmp_path / "m")
+    as_json(*command, tmp_path / "m")  # a model may be replaced
+    assert "a file" in failure("predict", tmp_path / "m", path, "--out", shard_path, code=2)
+    assert "leave it out of drop" in failure("train", path, "--target", "y", "--drop", "y", code=2)
+    assert run("--version").stdout.startswith("streamgd ")
+
+
+def test_lines_in_a_pipe_are_few(write: Write) -> None:
+    done = run("train", write(classification(100)), "--target", "y", "--epochs", 200)
+    assert len([line for line in done.stderr.splitlines() if line.startswith("epoch")]) <= 5

@@ -304,3 +304,15 @@ def test_random_states_that_move_on() -> None:
     for state in (None, np.random.RandomState(5)):
         one, two = (sg.SGDClassifier(random_state=state).fit(X, y).coef_ for _ in range(2))
         assert not np.array_equal(one, two)
+
+
+def test_nothing_is_left_out_or_coarsened_in_silence(write: Write) -> None:
+    table = classification(3000)
+    holes = pa.array([None if i % 10 == 0 else y for i, y in enumerate(table["y"].to_pylist())], pa.int8())
+    with pytest.warns(UserWarning, match="300 rows have no target"):
+        sg.SGDClassifier(epochs=2).fit(table.set_column(3, "y", holes), "y")
+    large = pa.table({"x": np.arange(3_000_000) % 7.0, "y": np.arange(3_000_000) % 2})
+    with pytest.warns(
+        UserWarning, match=r"row groups of up to 3,000,000 rows.*windows of 1,500 rows.*smaller row groups"
+    ):
+        sg.SGDClassifier(epochs=1, window_rows=1500).fit(write(large, row_group_rows=3_000_000), "y")

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import (
+    ConfigError,
     ListLengthMismatch,
     MissingColumn,
     NonFiniteFeature,
@@ -63,6 +64,9 @@ def feature_fields(
         Columns are left that cannot be features, or none is left; the message lists them.
     """
     named = [("target", target), ("weight", weight), *(("drop", name) for name in drop)]
+    for name in (target, weight):
+        if name is not None and name in drop:
+            raise ConfigError(f"column {name!r} is dropped, but it is the target or the weight; leave it out of drop.")
     for role, name in [*named, *(("feature", name) for name in only or ())]:
         if name is not None:
             require(schema, name, role)

@@ -39,7 +39,7 @@ def write_predictions(
     out : path
         Directory; made if it is not there. Shards keep their names and sub-directories.
     keep : sequence of str
-        Columns that are carried over.
+        Columns that are carried over; partition columns that stand in the paths of the output are not written again.
     n_jobs : int
         Shards at a time.
     done : callable, optional
@@ -66,13 +66,23 @@ def write_predictions(
     names = [Path(name).with_suffix(".parquet") for name in source.names]
     if len(set(names)) != len(names):
         raise ConfigError("two input shards would be written to one output file; predict them one by one.")
-    inputs = {os.path.realpath(path) for path in source._paths}
+    # What stands in the path of every output shard is a column to its readers, and cannot be one of the file too.
+    keep = [
+        name
+        for name in keep
+        if name not in source.partition_keys or not all(f"{name}=" in path.as_posix() for path in names)
+    ]
+    inputs = set(source.local_paths)
     if overwritten := [name for name in names if os.path.realpath(Path(out) / name) in inputs]:
         raise ConfigError(
             f"--out {os.fspath(out)} would replace the input shard {overwritten[0]}; give another directory."
         )
     schema = pa.schema([*(source.schema.field(name) for name in keep), *((n, a.type) for n, a in outputs.items())])
     encoder = model_encoder(model, source)
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"--out {os.fspath(out)} is, or lies below, a file; name a directory.") from error
 
     def write(shard: int) -> Path:
         path, rows = Path(out) / names[shard], 0

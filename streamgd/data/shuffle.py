@@ -113,6 +113,8 @@ class Plan:
         Whether row groups that are large for the window are cut into segments that are read out of order, each
         window skipping to the rows it needs. It costs decoding again, so it is done for data that are small
         enough. Otherwise a large row group is streamed from its start to its end.
+    streamed : bool
+        Whether there are such row groups and they are streamed, so that the shuffle sees no further than a window.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Plan:
         )
         extra = float((rows * np.minimum(pieces, self.n_windows)).sum()) / 2 * n_columns
         self.scattered = shuffle and self.n_windows > 1 and bool((pieces > 1).any()) and extra <= EXTRA_VALUES
+        self.streamed = shuffle and self.n_windows > 1 and bool((pieces > 1).any()) and not self.scattered
         self._row_group = np.repeat(np.arange(len(rows)), pieces) if self.scattered else np.flatnonzero(rows)
         first = np.cumsum(pieces) - pieces
         piece = np.arange(len(self._row_group)) - np.repeat(first, pieces) if self.scattered else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import threading
 from array import array
 from collections import OrderedDict
@@ -113,6 +114,17 @@ class ParquetSource:
         schema = _select(self.schema, columns, batch_rows)
         batches = self._batches(row_group, schema, batch_rows)
         return RowGroupReader(batches, int(self.manifest.rows[row_group]), self.describe(row_group))
+
+    @property
+    def local_paths(self) -> list[str]:
+        """Real paths of the shards if they are local files."""
+        local = isinstance(self._filesystem, pafs.LocalFileSystem)
+        return [os.path.realpath(path) for path in self._paths] if local else []
+
+    @property
+    def partition_keys(self) -> list[str]:
+        """Columns that stand in the paths."""
+        return list(self._hive)
 
     def describe(self, row_group: int) -> str:
         """Name a row group for a message."""
@@ -406,7 +418,8 @@ def _reading(where: str) -> Iterator[None]:
     except StreamgdError:
         raise
     except Exception as exc:  # pyarrow raises a dozen types, filesystems of fsspec those of their own libraries
-        raise UnreadableShard(f"{where} cannot be read: {exc}; write the shard again or leave it out") from exc
+        reason = str(exc).strip().rstrip(".")
+        raise UnreadableShard(f"{where} cannot be read: {reason}; write the shard again or leave it out") from exc
 
 
 def _select(schema: Any, columns: Sequence[str], batch_rows: int) -> Any:
