@@ -305,7 +305,7 @@ def _train_text(result: dict[str, Any]) -> str:
 
 
 def _open(
-    model: Path, shards: list[str], limit: str | None, threads: int | None, held: int = 0
+    model: Path, shards: list[str], limit: str | None, threads: int | None, *, metrics: bool = False
 ) -> tuple[Any, Any, int]:
     """The model, the source, and the threads that fit in the memory limit."""
     from .data.evaluate import model_encoder
@@ -315,7 +315,8 @@ def _open(
 
     loaded = load_model(model)
     source = ParquetSource(shards, n_jobs=threads)
-    return loaded, source, scoring_threads(source.manifest, model_encoder(loaded, source), limit, threads, held)
+    jobs = scoring_threads(source.manifest, model_encoder(loaded, source), limit, threads, metrics=metrics)
+    return loaded, source, jobs
 
 
 @app.command()
@@ -334,10 +335,9 @@ def evaluate(
     with reporting(as_json):
         from .data.evaluate import evaluate as run
         from .memory import peak_rss
-        from .memoryplan import METRICS_BYTES
 
         began = perf_counter()
-        loaded, source, jobs = _open(model, shards, memory_limit, threads, METRICS_BYTES)
+        loaded, source, jobs = _open(model, shards, memory_limit, threads, metrics=True)
         result = run(source, loaded, target=target, weight=weight, n_jobs=jobs)
         result |= {"model": str(model), "seconds": perf_counter() - began, "peak_rss_bytes": peak_rss()}
         _print(result, as_json, _evaluate_text)

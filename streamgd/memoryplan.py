@@ -14,7 +14,6 @@ import numpy as np
 
 from .config import Config
 from .data.encode import Encoder
-from .data.evaluate import PARTS
 from .data.rowgroups import Manifest
 from .data.shuffle import default_window_rows
 from .data.source import BIG_ROW_GROUP, OPEN_FILES, OPEN_FOOTER_BYTES
@@ -37,8 +36,9 @@ PAGES_BYTES = 6 << 20
 RETAINED = 1.1
 #: A parsed footer takes this much a column chunk, 9 times its size in the file.
 COLUMN_CHUNK_BYTES, PARSED = 900, 9
-#: Histograms of the streamed ROC AUC.
-METRICS_BYTES = PARTS * (12 << 20)
+#: The histogram of a streamed ROC AUC. Each scoring thread fills one; two more are being merged.
+METRICS_BYTES = 12 << 20
+MERGED_METRICS = 2
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,8 @@ def plan_memory(
     reader = reader_bytes(manifest, encoder)
     decode, held = reader + footer_bytes(manifest), 0
     if validation is not None:  # its row groups are read while the next window is being filled
-        decode, held = decode + reader_bytes(validation, encoder), METRICS_BYTES
+        decode += reader_bytes(validation, encoder) + METRICS_BYTES
+        held = MERGED_METRICS * METRICS_BYTES
 
     def windows(rows: int) -> int:
         return rows * row_bytes * (1 if rows >= total else 2)
@@ -195,9 +196,9 @@ def plan_memory(
 
 
 def scoring_threads(
-    manifest: Manifest, encoder: Encoder, memory_limit: str | None, n_jobs: int | None, held: int = 0
+    manifest: Manifest, encoder: Encoder, memory_limit: str | None, n_jobs: int | None, *, metrics: bool = False
 ) -> int:
-    """Threads that may score rows in a memory limit, of which ``held`` bytes are taken by something else.
+    """Threads that may score rows in a memory limit, with or without metrics of them.
 
     Raises
     ------
@@ -205,7 +206,8 @@ def scoring_threads(
         Not even one fits.
     """
     wanted = n_jobs or available_cpus()
-    one = reader_bytes(manifest, encoder) + footer_bytes(manifest)
+    one = reader_bytes(manifest, encoder) + footer_bytes(manifest) + metrics * METRICS_BYTES
+    held = metrics * MERGED_METRICS * METRICS_BYTES
     limit = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit)
     fitting = (limit - BASE_BYTES - held) // one
     if fitting < 1 and memory_limit is not None:

@@ -16,7 +16,7 @@ from .buffers import is_number
 from .encode import Encoder, is_vector, require
 from .rowgroups import Source
 from .target import Target, sample_weights
-from .threads import consecutive, parallel
+from .threads import consecutive, ordered, parallel
 
 #: Parts that are scored at once and merged in order: at most so many, and for metrics (the bins of a ROC AUC cost 8 ms
 #: a part) each of at least so many rows. They follow from the data, so that the number of threads changes no digit.
@@ -100,7 +100,7 @@ def evaluate(
 
     metrics = kind()
     parts = consecutive(source.manifest.n_row_groups, min(PARTS, 1 + source.manifest.n_rows // PART_ROWS))
-    for part in parallel(score, parts, n_jobs):
+    for part in ordered(score, parts, n_jobs):
         metrics.merge(part)
     result = metrics.compute()
     if not result["rows"]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -22,7 +23,22 @@ def consecutive(n: int, parts: int) -> list[range]:
     return [range(n * i // parts, n * (i + 1) // parts) for i in range(parts)]
 
 
+def ordered(function: Callable[[Item], Result], items: Iterable[Item], n_jobs: int) -> Iterator[Result]:
+    """Results of a function over items in their order, computed by ``n_jobs`` threads; few are held at a time."""
+    with ThreadPoolExecutor(n_jobs, thread_name_prefix="streamgd-map") as pool:
+        pending: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > n_jobs:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
 def parallel(function: Callable[[Item], Result], items: Iterable[Item], n_jobs: int) -> list[Result]:
     """Results of a function over items, computed by ``n_jobs`` threads; the first error is raised."""
-    with ThreadPoolExecutor(n_jobs, thread_name_prefix="streamgd-map") as pool:
-        return list(pool.map(function, items))
+    return list(ordered(function, items, n_jobs))
