@@ -103,7 +103,9 @@ def prepare(
             f"Only binary classification is supported. Target {target!r} holds {len(labels.classes)} classes; loss="
             f"{loss.name!r} tells two apart. For numbers use --task regression."
         )
-    scales = measure_scales(source, columns, weight=weight, seed=config.seed, n_jobs=n_jobs)
+    scales = measure_scales(
+        source, columns, weight=weight, weight_scale=1.0 / labels.weight_mean, seed=config.seed, n_jobs=n_jobs
+    )
     if config.fit_intercept:
         spec = FeatureSpec.centred(columns, scales.mean, scales.scale)
     else:  # nothing can be centred, for there is no intercept to take it back

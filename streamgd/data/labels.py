@@ -18,13 +18,15 @@ from .buffers import is_number
 from .encode import require
 from .rowgroups import Source
 from .target import Target, sample_weights
-from .threads import consecutive, parallel
+from .threads import consecutive, ordered
 
 Task = Literal["classification", "regression"]
 
 #: Integers with more distinct values than this are a regression unless the task says otherwise.
 AUTO_CLASSES = 50
 MOST_CLASSES = 100_000
+#: Ranges of row groups that are scanned at once and merged in order: fixed, so that threads change no digit.
+PARTS = 64
 #: Integers in so small a range are counted by place, in half the time of hashing, and these by comparison, in a tenth.
 DENSE_RANGE, FEW = 4096, 4
 
@@ -117,23 +119,23 @@ def scan_labels(
     if task is None and categorical:
         task = "classification"
     scan = _LabelScan(source, target, kind, task, weight)
-    ranges = consecutive(source.manifest.n_row_groups, 4 * n_jobs)
-    parts = [part for some in parallel(scan.read, ranges, n_jobs) for part in some]
-    if sum(part.rows for part in parts) == 0:
+    found = _Part()
+    for part in ordered(scan.read, consecutive(source.manifest.n_row_groups, PARTS), n_jobs):
+        found.absorb(part)
+    if found.rows == 0:
         raise AllNullTarget(f"target {target!r} is null in all {source.manifest.n_rows} rows: nothing can be learned.")
-    if weight is not None and sum(part.weight for part in parts) == 0:
+    if weight is not None and found.weight == 0:
         raise BadWeight(f"weight column {weight!r} is 0 in every row with a target.")
-    distinct = set(classes or ()).union(*(part.classes for part in parts))
+    for label in classes or ():
+        found.classes.setdefault(label, 0.0)
     if task is None:
-        task = "classification" if len(distinct) <= AUTO_CLASSES else "regression"
-    if task == "classification":
-        return _classes(parts, distinct, target, kind, weight)
-    return _numbers(parts, target, weight)
+        task = "classification" if len(found.classes) <= AUTO_CLASSES else "regression"
+    return _classes(found, target, kind, weight) if task == "classification" else _numbers(found, target, weight)
 
 
 @dataclass
 class _Part:
-    """Sums over one row group's targets."""
+    """Sums over the targets of row groups; what the row groups held apart is only what varies within them."""
 
     rows: int = 0
     missing: int = 0
@@ -141,6 +143,27 @@ class _Part:
     mean: float = 0.0
     spread: float = 0.0
     classes: dict[Any, float] = field(default_factory=dict)
+    spread_within: float = 0.0
+    mixed_within: float = 0.0
+
+    def add_numbers(self, weight: float, mean: float, spread: float) -> None:
+        """Merge weight, mean and sum of squared deviations (Chan, Golub, LeVeque 1983)."""
+        if weight > 0:
+            total, difference = self.weight + weight, mean - self.mean
+            self.spread += spread + difference * difference * self.weight * weight / total
+            self.mean += difference * weight / total
+
+    def absorb(self, other: _Part) -> None:
+        """Add the sums of other row groups."""
+        with np.errstate(over="ignore", invalid="ignore"):  # `_numbers` refuses what overflows
+            self.add_numbers(other.weight, other.mean, other.spread)
+        self.rows += other.rows
+        self.missing += other.missing
+        self.weight += other.weight
+        for label, weight in other.classes.items():
+            self.classes[label] = self.classes.get(label, 0.0) + weight
+        self.spread_within += other.spread_within
+        self.mixed_within += other.mixed_within
 
 
 @dataclass
@@ -152,8 +175,13 @@ class _LabelScan:
     weight: str | None
     distinct: set[Any] = field(default_factory=set)
 
-    def read(self, row_groups: range) -> list[_Part]:
-        return [self._part(row_group) for row_group in row_groups]
+    def read(self, row_groups: range) -> _Part:
+        found = _Part()
+        for row_group in row_groups:
+            part = self._part(row_group)
+            part.spread_within, part.mixed_within = part.spread, _mixed(part.classes)
+            found.absorb(part)
+        return found
 
     def _part(self, row_group: int) -> _Part:
         part = _Part()
@@ -187,9 +215,7 @@ class _LabelScan:
         with np.errstate(over="ignore", invalid="ignore"):  # `_numbers` refuses what overflows
             mean = float(np.average(numbers, weights=weights))
             spread = float(np.average((numbers - mean) ** 2, weights=weights)) * weight
-        total, difference = part.weight + weight, mean - part.mean
-        part.spread += spread + difference * difference * part.weight * weight / total
-        part.mean += difference * weight / total
+        part.add_numbers(weight, mean, spread)
 
     def _count(self, part: _Part, values: pa.Array, weights: NDArray[np.float64] | None, where: str) -> None:
         """Add the weight of each distinct value; numbers that may yet be a regression give their moments too.
@@ -240,52 +266,46 @@ def _weigh(values: pa.Array, weights: NDArray[np.float64] | None) -> tuple[pa.Ar
     return encoded.dictionary, np.bincount(encoded.indices.to_numpy(), weights=weights).astype(np.float64)
 
 
-def _classes(parts: list[_Part], distinct: set[Any], target: str, kind: pa.DataType, weight: str | None) -> Labels:
-    labels = sorted(distinct)
+def _mixed(classes: dict[Any, float]) -> float:
+    """Weight times the chance that two rows are of different classes."""
+    weights = np.array(list(classes.values()))
+    total = float(weights.sum())
+    return total - float((weights**2).sum()) / total if total > 0 else 0.0
+
+
+def _classes(found: _Part, target: str, kind: pa.DataType, weight: str | None) -> Labels:
+    labels = sorted(found.classes)
     if len(labels) < 2:
         raise SingleClass(
             f"target {target!r} holds a single class, {labels[0]!r}, in all rows (1 class): nothing to tell apart. "
             f"Classification needs at least two classes; check the target or the rows that were selected."
         )
-    counts = np.array([[part.classes.get(label, 0.0) for label in labels] for part in parts])
-    total = counts.sum(0)
-    n = counts.sum(1)
-    within = float((n - (counts**2).sum(1) / np.maximum(n, 1e-300)).sum())
-    whole = float(total.sum() - (total**2).sum() / total.sum())
-    rows = sum(part.rows for part in parts)
+    whole = _mixed(found.classes)
     return Labels(
         task="classification",
         classes=pa.array(labels, kind if not pa.types.is_string_view(kind) else pa.string()),
-        class_weight=total,
+        class_weight=np.array([found.classes[label] for label in labels]),
         mean=0.0,
         scale=1.0,
-        rows=rows,
-        missing=sum(part.missing for part in parts),
-        weight_mean=float(total.sum()) / rows if weight is not None else 1.0,
-        clustering=1.0 - within / whole if whole > 0 else 0.0,
+        rows=found.rows,
+        missing=found.missing,
+        weight_mean=found.weight / found.rows if weight is not None else 1.0,
+        clustering=1.0 - found.mixed_within / whole if whole > 0 else 0.0,
     )
 
 
-def _numbers(parts: list[_Part], target: str, weight: str | None) -> Labels:
-    weights = np.array([part.weight for part in parts])
-    means = np.array([part.mean for part in parts])
-    total = float(weights.sum())
-    within = float(sum(part.spread for part in parts))
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean = float(np.average(means, weights=weights))
-        between = float((weights * (means - mean) ** 2).sum())
-    scale = float(np.sqrt((within + between) / total))
+def _numbers(found: _Part, target: str, weight: str | None) -> Labels:
+    scale = float(np.sqrt(found.spread / found.weight))
     if not np.isfinite(scale):
         raise NonFiniteTarget(f"target {target!r} holds numbers so large that its variance overflows: use other units.")
-    rows = sum(part.rows for part in parts)
     return Labels(
         task="regression",
         classes=None,
         class_weight=None,
-        mean=mean,
+        mean=found.mean,
         scale=scale if scale > 0 else 1.0,
-        rows=rows,
-        missing=sum(part.missing for part in parts),
-        weight_mean=total / rows if weight is not None else 1.0,
-        clustering=between / (within + between) if scale > 0 else 0.0,
+        rows=found.rows,
+        missing=found.missing,
+        weight_mean=found.weight / found.rows if weight is not None else 1.0,
+        clustering=1.0 - found.spread_within / found.spread if found.spread > 0 else 0.0,
     )

@@ -111,7 +111,13 @@ def sample_pieces(rows: NDArray[np.int64], seed: int) -> list[tuple[int, int, in
 
 
 def measure_scales(
-    source: Source, columns: tuple[Column, ...], *, weight: str | None = None, seed: int, n_jobs: int = 1
+    source: Source,
+    columns: tuple[Column, ...],
+    *,
+    weight: str | None = None,
+    weight_scale: float = 1.0,
+    seed: int,
+    n_jobs: int = 1,
 ) -> Scales:
     """Moments of each feature over the sample.
 
@@ -119,7 +125,11 @@ def measure_scales(
     even where a column has no values before; batches are merged in their order, so that threads do not matter.
     """
     pieces = sample_pieces(source.manifest.rows, seed)
-    parts = parallel(lambda piece: list(_moments(source, columns, weight, piece)), pieces, n_jobs)
+    parts = parallel(
+        lambda piece: list(_moments(source, Encoder(FeatureSpec.raw(columns), None, weight, weight_scale), piece)),
+        pieces,
+        n_jobs,
+    )
     moments, weights = Moments.none(sum(column.size for column in columns)), 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # numbers that float32 does not hold are refused later
         for part, weight_sum in itertools.chain.from_iterable(parts):
@@ -136,12 +146,9 @@ def measure_scales(
     )
 
 
-def _moments(
-    source: Source, columns: tuple[Column, ...], weight: str | None, piece: tuple[int, int, int]
-) -> Iterator[tuple[Moments, float]]:
+def _moments(source: Source, encoder: Encoder, piece: tuple[int, int, int]) -> Iterator[tuple[Moments, float]]:
     """Moments of each record batch of a piece, and its sum of weights."""
     row_group, start, stop = piece
-    encoder = Encoder(FeatureSpec.raw(columns), weight=weight)
     batch_rows = min(encoder.batch_rows, PIECE_ROWS // 2)
     rows = encoder.new_rows(batch_rows)
     reader = source.open(row_group, encoder.columns, batch_rows)
