@@ -13,8 +13,6 @@ import pytest
 
 TOP = Path(__file__).parent.parent
 FLIGHTS = TOP / "data" / "flights"
-#: Columns of the flights that are not numbers.
-NO_NUMBERS = ["carrier", "tailnum", "origin", "dest"]
 
 Write = Callable[..., Path]
 

@@ -23,7 +23,7 @@ from streamgd.model import Model, sigmoid
 from streamgd.optimizers import OPTIMIZERS
 from streamgd.trainer import AVERAGE_POWER, CELLS_PER_CALL, SNAPSHOTS, Progress, Result, State, train
 
-from .conftest import FLIGHTS, NO_NUMBERS, Write, classification, matrix, regression
+from .conftest import FLIGHTS, Write, classification, matrix, regression
 
 TABLES = {"log_loss": classification, "squared_error": regression}
 # float32 rows and gradients against float64.
@@ -176,7 +176,6 @@ def test_threads_never_change_a_weight_of_the_flights() -> None:
             ParquetSource(FLIGHTS / "train"),
             "late",
             Config(epochs=1, n_jobs=n_jobs, window_rows=30_000),
-            drop=NO_NUMBERS,
         )
         return train(job, data, State.start(job)).model.sha256()
 
