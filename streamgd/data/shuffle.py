@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from ..kernels.shuffle import permutation
 
 #: The default window is a tenth of the rows, between these bounds in encoded bytes ...
-WINDOW_BYTES = (32 << 20, 64 << 20)
+WINDOW_BYTES = (16 << 20, 32 << 20)
 #: ... but it holds at least so many row groups, if those take at most so many bytes. Two windows are in memory at a
 #: time, and memory that is touched first costs more than what is done with it: on a virtual machine whose host takes
-#: back what is free 2 s a GB, so a window is as large as the shuffle needs and no larger.
-WINDOW_ROW_GROUPS = 8
+#: back what is free 2 s a GB, so a window is as large as the shuffle needs and no larger. Measured on 4 M rows of 28
+#: columns sorted by class: windows of 4, 8 and all of 61 row groups give a log loss of 0.6155, 0.6154 and 0.6151.
+WINDOW_ROW_GROUPS = 4
 MOST_WINDOW_BYTES = 256 << 20
 
 #: Row groups of which a window would hold less than this many whole ones are cut into segments ...
-FEW_ROW_GROUPS = 4
+FEW_ROW_GROUPS = 2
 #: ... of which it holds this many, so that it resembles the whole ...
 SEGMENTS = 128
 #: ... if reading them out of order costs at most this many values more (a few seconds).

@@ -259,10 +259,10 @@ def test_the_default_window_stays_in_its_bounds(rows, row_bytes):
 @pytest.mark.parametrize(
     ("rows", "row_bytes", "window"),
     [
-        (np.full(1000, 10_000), 64, 1_000_000),  # a tenth
+        (np.full(1000, 10_000), 32, 1_000_000),  # a tenth
         (np.full(1000, 1000), 1024, WINDOW_BYTES[1] // 1024),  # the most bytes
-        (np.full(20, 100_000), 128, 800_000),  # eight row groups
-        (np.full(20, 100_000), 4096, MOST_WINDOW_BYTES // 4096),  # as much of eight row groups as is allowed
+        (np.full(20, 100_000), 128, 400_000),  # four row groups
+        (np.full(20, 100_000), 4096, MOST_WINDOW_BYTES // 4096),  # as much of four row groups as is allowed
         (np.full(100, 1000), 128, 100_000),  # the least bytes are all rows
         (np.full(100, 10_000), 128, WINDOW_BYTES[0] // 128),  # the least bytes
         (np.array([7]), 16, 7),
