@@ -223,8 +223,8 @@ class _LabelScan:
         All threads add to ``distinct`` (which is atomic), so that too many classes are noticed early.
         """
         distinct, counts = _weigh(values, weights)
-        if is_number(self.kind):
-            numbers = Target(self.target).numbers(distinct, where)
+        if is_number(self.kind) and (self.task is None or not pa.types.is_integer(self.kind)):
+            numbers = Target(self.target).numbers(distinct, where)  # refuses NaN
             if self.task is None:
                 self._moments(part, numbers, counts)
         if self.task is None and len(part.classes) > AUTO_CLASSES:
