@@ -145,7 +145,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
             target,
             config,
             weight=weight,
-            drop=[self.drop] if isinstance(self.drop, str) else self.drop or (),
+            drop=self._dropped(),
             validation=held_out,
         )
         self._train(job, data, State.start(job), 0)
@@ -191,7 +191,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
                 target,
                 config,
                 weight=weight,
-                drop=[self.drop] if isinstance(self.drop, str) else self.drop or (),
+                drop=self._dropped(),
                 classes=labels,
             )
             state, self._calls = State.start(job), 0
@@ -200,6 +200,9 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
             data, state = feed(job, source), self._state
         self._train(job, data, state, self._calls)
         return self
+
+    def _dropped(self) -> Sequence[str]:
+        return [self.drop] if isinstance(self.drop, str) else self.drop or ()
 
     def _continued(self, config: Config, target: str, weight: str | None) -> Job:
         """The job of the first call, for other data; what its state was made for cannot change."""

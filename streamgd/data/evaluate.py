@@ -50,11 +50,11 @@ def encoded(
 ) -> Iterator[tuple[pa.RecordBatch, NDArray[np.float32]]]:
     """Record batches of a row group and their encoded rows (valid until the next)."""
     columns = list(dict.fromkeys([*encoder.columns, *extra]))
-    rows = encoder.new_rows(encoder.batch_rows)
     where = source.describe(row_group)
     n = int(source.manifest.rows[row_group])
     if n == 0:
         return
+    rows = encoder.new_rows(min(n, encoder.batch_rows))
     reader = source.open(row_group, columns, encoder.batch_rows)
     for batch in reader.read(n):
         yield batch, rows[: encoder.encode(batch, rows, where)]
