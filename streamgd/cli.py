@@ -9,7 +9,6 @@ import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any, Literal, NoReturn
@@ -110,6 +109,18 @@ def _batch_size(text: str) -> int | Literal["auto"] | None:
         raise ConfigError(f"--batch-size is {text!r}; expected a number of rows, 'all' or 'auto'.") from None
 
 
+def _class_weight(text: str | None) -> Any:
+    if text in (None, "balanced"):
+        return text
+    try:
+        weights = json.loads(text)
+    except ValueError:
+        weights = None
+    if not isinstance(weights, dict):
+        raise ConfigError(f"--class-weight is {text!r}; expected 'balanced' or a JSON object of labels and weights.")
+    return weights
+
+
 Shards = Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Files, directories, globs or URIs.")]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file that train wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; the log goes to standard error.")]
@@ -127,23 +138,56 @@ def train(
     task: Annotated[
         str | None, typer.Option(help="classification or regression; by default by the type of the target.")
     ] = None,
-    loss: Annotated[str | None, typer.Option(help="log_loss or squared_error; by default by the task.")] = None,
-    optimizer: Annotated[str, typer.Option(help="adagrad, sgd, momentum or nesterov.")] = "adagrad",
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 5,
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="log_loss (the default), hinge, squared_hinge, modified_huber or perceptron; squared_error (the "
+            "default), huber, epsilon_insensitive, quantile or poisson."
+        ),
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            help="adagrad (the default), sgd, momentum, nesterov, rmsprop, adam, ftrl (the default with l1); lbfgs "
+            "takes whole passes."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; 5, and at most 1000 of lbfgs.")] = None,
+    polish: Annotated[int, typer.Option(help="Passes of L-BFGS afterwards, at most.")] = 0,
     batch_size: Annotated[str, typer.Option(help="Rows a step; 'all' is batch gradient descent.")] = "auto",
-    alpha: Annotated[float, typer.Option(help="Factor of the penalty.")] = 1e-6,
-    penalty: Annotated[str, typer.Option(help="l2 or none.")] = "l2",
+    alpha: Annotated[
+        float | None, typer.Option(help="Factor of the penalty; 1 / (sum of the rows' weights) by default.")
+    ] = None,
+    penalty: Annotated[str, typer.Option(help="l2, l1, elasticnet or none.")] = "l2",
+    l1_ratio: Annotated[float | None, typer.Option(help="Share of l1 in elasticnet; 0.15 by default.")] = None,
     eta0: Annotated[
         float | None, typer.Option(help="Initial learning rate for scaled features; by default from the data.")
     ] = None,
-    learning_rate: Annotated[str | None, typer.Option(help="Schedule: constant, invscaling or optimal.")] = None,
-    power_t: Annotated[float | None, typer.Option(help="Exponent of invscaling.")] = None,
-    momentum: Annotated[float | None, typer.Option(help="For momentum and nesterov.")] = None,
+    learning_rate: Annotated[
+        str | None, typer.Option(help="Schedule: constant, invscaling, optimal, cosine or step.")
+    ] = None,
+    power_t: Annotated[float | None, typer.Option(help="Exponent of invscaling; 0.25 by default.")] = None,
+    decay: Annotated[float | None, typer.Option(help="Factor an epoch of step; 0.5 by default.")] = None,
+    warmup_steps: Annotated[int, typer.Option(help="Steps in which the learning rate rises to what it will be.")] = 0,
+    momentum: Annotated[float | None, typer.Option(help="For momentum and nesterov; 0.9 by default.")] = None,
+    beta_1: Annotated[float | None, typer.Option("--beta-1", help="For adam; 0.9 by default.")] = None,
+    beta_2: Annotated[
+        float | None, typer.Option("--beta-2", help="For adam and rmsprop; 0.999 and 0.99 by default.")
+    ] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Longest gradient of a mini-batch.")] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(help="Of huber and epsilon_insensitive, in units of the target; 1.35 and 0.1 of its deviation."),
+    ] = None,
+    quantile: Annotated[float | None, typer.Option(help="Of loss quantile; 0.5 by default.")] = None,
     average: Annotated[
         bool | None, typer.Option(help="Whether the model is an average of the weights over training.")
     ] = None,
     fit_intercept: Annotated[bool, typer.Option("--intercept/--no-intercept", help="Whether to fit one.")] = True,
     standardize: Annotated[bool, typer.Option(help="Whether steps and penalty are of scaled features.")] = True,
+    class_weight: Annotated[
+        str | None, typer.Option(help="balanced, or a JSON object of labels and weights such as '{\"1\": 5}'.")
+    ] = None,
     shuffle: Annotated[bool, typer.Option(help="Whether rows come in a random order.")] = True,
     window_rows: Annotated[
         int | None, typer.Option(help="Rows that are shuffled together; by default from the data.")
@@ -155,6 +199,25 @@ def train(
         bool, typer.Option("--early-stopping", help="Stop early on held-out row groups if there is no --validation.")
     ] = False,
     drop: Drop = None,
+    categorical: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLS", help="Integers that are categories, with commas; strings are anyway."),
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(metavar="COLS", help="Strings that are texts: words, and pairs of them.")
+    ] = None,
+    calendar: Annotated[
+        list[str] | None, typer.Option(metavar="COLS", help="Dates and times: month, weekday, hour as categories.")
+    ] = None,
+    interactions: Annotated[
+        list[str] | None, typer.Option(metavar="PAIRS", help="Pairs of features such as carrier*origin, with commas.")
+    ] = None,
+    missing_indicator: Annotated[
+        bool, typer.Option("--missing-indicator", help="A 0/1 feature for each number that has gaps.")
+    ] = False,
+    hash_bits: Annotated[
+        int | None, typer.Option(help="2^B weights for hashed features; by default from the data, at most 28.")
+    ] = None,
     weight: Annotated[str | None, typer.Option(metavar="COL", help="Column of sample weights.")] = None,
     memory_limit: Limit = None,
     threads: Threads = None,
@@ -168,20 +231,29 @@ def train(
 ) -> None:
     """Train a model on the columns of shards."""
     with reporting(as_json):
-        from .config import Config
+        from .config import Config, parse_pair
         from .memory import parse_bytes
 
         settings = Config(
             task=task,  # type: ignore[arg-type]
             loss=loss,
+            epsilon=epsilon,
+            quantile=quantile,
             penalty=penalty,
             alpha=alpha,
+            l1_ratio=l1_ratio,
             optimizer=optimizer,
             learning_rate=learning_rate,
             eta0=eta0,
             power_t=power_t,
+            decay=decay,
+            warmup_steps=warmup_steps,
             momentum=momentum,
+            beta_1=beta_1,
+            beta_2=beta_2,
+            clip_norm=clip_norm,
             average=average,
+            polish=polish,
             fit_intercept=fit_intercept,
             standardize=standardize,
             epochs=epochs,
@@ -189,119 +261,21 @@ def train(
             shuffle=shuffle,
             window_rows=window_rows,
             early_stopping=early_stopping or bool(validation),
+            class_weight=_class_weight(class_weight),
+            drop=tuple(_columns(drop)),
+            categorical=tuple(_columns(categorical)),
+            text=tuple(_columns(text)),
+            calendar=tuple(_columns(calendar)),
+            interactions=tuple(parse_pair(pair) for pair in _columns(interactions)),
+            missing_indicator=missing_indicator,
+            hash_bits=hash_bits,
             memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
             n_jobs=threads,
             seed=seed,
         ).check()
-        result = _train(shards, target, settings, _columns(drop), weight, validation, model)
-        _print(result, as_json, _train_text)
+        from .train_command import train_command, train_text
 
-
-def _train(
-    shards: list[str],
-    target: str,
-    settings: Any,
-    drop: list[str],
-    weight: str | None,
-    validation: list[str] | None,
-    path: Path | None,
-) -> dict[str, Any]:
-    from .data.source import ParquetSource
-    from .job import prepare
-    from .kernels.warm import warm_up
-    from .memory import format_bytes, peak_rss
-    from .modelfile import save_model
-    from .progress import display
-    from .trainer import State
-    from .trainer import train as run
-
-    began = perf_counter()
-    warm_up()
-    if (compiling := perf_counter() - began) > 1:
-        print(f"compiled the kernels for this machine in {compiling:.1f} s; they are kept", file=sys.stderr, flush=True)
-    began = perf_counter()
-    _check_model_path(path)  # told before hours of training, not after
-    source = ParquetSource(shards, n_jobs=settings.n_jobs)
-    held_out = ParquetSource(validation, n_jobs=settings.n_jobs) if validation else None
-    job, feed = prepare(source, target, settings, weight=weight, drop=drop, validation=held_out)
-    memory, labels = feed.memory, job.labels
-    print(
-        f"{source.manifest.n_rows:,} rows in {source.manifest.n_row_groups:,} row groups of {len(source.names):,} "
-        f"shards; {job.encoder.spec.n_features:,} features; {labels.task} of {target!r} by {job.loss.name}; windows of "
-        f"{feed.plan.capacity:,} rows ({format_bytes(memory.window)}); {memory.n_jobs} reading threads",
-        file=sys.stderr,
-    )
-    for remark in feed.remarks():
-        warnings.warn(remark, stacklevel=1)
-    with display() as show:
-        result = run(job, feed, State.start(job), callback=show)
-    for remark in result.remarks():
-        warnings.warn(remark, stacklevel=1)
-    seconds = perf_counter() - began
-    summary = {
-        "rows": result.rows,
-        "epochs": result.epochs,
-        "steps": result.steps,
-        "seconds": seconds,
-        "rows_per_second": result.rows / seconds,
-        "train_loss": result.train_loss,
-        "losses": result.losses,
-        "validation_losses": result.validation_losses,
-        "peak_rss_bytes": peak_rss(),
-        "weights_sha256": result.model.sha256(),
-        "skipped_rows": result.skipped_rows,
-        "window_rows": result.window_rows,
-        "model": None if path is None else str(path),
-        "task": labels.task,
-        "loss": job.loss.name,
-        "target": target,
-        "features": job.encoder.spec.n_features,
-        "batch_size": None if settings.batch_size is None else job.batch_rows,
-        "label_clustering": labels.clustering,
-        "memory": memory.to_json(),
-        "time": {
-            "reading": result.times.reading,
-            "encoding": result.times.encoding,
-            "waiting": result.times.waiting,
-            "computing": result.times.computing,
-        },
-    }
-    if path is not None:
-        training = {**{k: v for k, v in summary.items() if k != "model"}, "config": settings.to_json()}
-        save_model(replace(result.model, training=training), path)
-    return summary
-
-
-def _check_model_path(path: Path | None) -> None:
-    """Refuse a model file that could not be written, or that would replace something else."""
-    from .modelfile import looks_like_model
-
-    if path is None:
-        print("no --model is given: the model will be measured but not kept", file=sys.stderr)
-    elif not path.parent.is_dir():
-        raise ConfigError(f"--model {path}: there is no directory {path.parent}; make it, or name another.")
-    elif path.is_dir():
-        raise ConfigError(f"--model {path} is a directory; name a file.")
-    elif not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"--model {path}: the directory cannot be written to; name another.")
-    elif path.exists() and not looks_like_model(path):
-        raise ConfigError(f"--model {path} is there and is no model file, so it is not replaced; name another.")
-
-
-def _train_text(result: dict[str, Any]) -> str:
-    from .memory import format_bytes
-
-    validation = result["validation_losses"]
-    lines = [
-        f"loss        {result['train_loss']:.6f} progressive, {result['loss']}"
-        + (f"; {min(validation):.6f} validation" if validation else ""),
-        f"rows        {result['rows']:,} in {result['epochs']} epochs, {result['steps']:,} steps",
-        f"speed       {result['rows_per_second']:,.0f} rows/s from start to end, {result['seconds']:.2f} s",
-        f"memory      {format_bytes(result['peak_rss_bytes'])} at the peak",
-        f"weights     {result['weights_sha256']}",
-        f"model       {result['model'] or 'not kept: no --model was given'}",
-    ]
-    return "\n".join(lines)
+        _print(train_command(shards, target, settings, weight, validation, model), as_json, train_text)
 
 
 def _open(
@@ -399,7 +373,13 @@ def predict(
 
 @app.command()
 def inspect(
-    what: Annotated[list[str], typer.Argument(metavar="SHARDS...|MODEL", help="Shards, or a model file.")],
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SHARDS...|MODEL [SHARDS...]",
+            help="Shards; or a model file, and shards in which the values of its hashed features are found again.",
+        ),
+    ],
     memory_limit: Limit = None,
     threads: Threads = None,
     window_rows: Annotated[int | None, typer.Option(help="Rows that are shuffled together.")] = None,
@@ -408,15 +388,18 @@ def inspect(
 ) -> None:
     """Show the schema, sizes and memory plan of shards, or the largest weights of a model."""
     with reporting(as_json):
-        if len(what) == 1 and _is_model(what[0]):
+        from .data.source import ParquetSource
+
+        if _is_model(what[0]):
             from .inspection import inspect_model
             from .modelfile import load_model
             from .tables import model_table
 
-            _print(inspect_model(load_model(what[0]), top), as_json, model_table)
+            model = load_model(what[0])
+            source = ParquetSource(what[1:], n_jobs=threads) if what[1:] else None
+            _print(inspect_model(model, top, source), as_json, model_table)
             return
         from .config import Config
-        from .data.source import ParquetSource
         from .inspection import inspect_shards
         from .memory import parse_bytes
         from .tables import shards_table

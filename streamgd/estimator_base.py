@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
 
-from .config import Config
+from .config import Config, parse_pair
 from .data.evaluate import evaluate, margins
+from .data.frames import features_table, frame_table, is_mixed, is_stored, unused_name
 from .data.rowgroups import Source
-from .data.source import TableSource, as_source
+from .data.source import as_source
+from .data.table import TableSource
 from .data.threads import available_cpus
 from .errors import ConfigError
 from .features import Column
@@ -30,20 +32,17 @@ from .job import Feed, Job, feed, prepare
 from .memory import parse_bytes
 from .model import Model
 from .modelfile import save_model
-from .trainer import State, train
+from .state import State
+from .trainer import train
 
 #: Parameters that go into `Config` as they are.
-_CONFIG_PARAMETERS = tuple(name for name in Config.__dataclass_fields__ if name not in ("task", "memory_limit", "seed"))
+_COLUMN_PARAMETERS = ("drop", "categorical", "text", "calendar")
+_CONFIG_PARAMETERS = tuple(
+    name
+    for name in Config.__dataclass_fields__
+    if name not in ("task", "memory_limit", "seed", "interactions", *_COLUMN_PARAMETERS)
+)
 _FEATURES, _TARGET, _WEIGHT = "X", "y", "sample_weight"
-
-
-def _is_stored(data: Any) -> bool:
-    """Whether data are shards or Arrow tables, whose target is a column, and not an array or DataFrame."""
-    if isinstance(data, str | os.PathLike | pa.Table | pa.RecordBatch):
-        return True
-    if isinstance(data, list | tuple) and len(data) > 0:
-        return all(isinstance(item, str | os.PathLike) for item in data)
-    return hasattr(data, "files") and hasattr(data, "filesystem")
 
 
 class Estimator(BaseEstimator):  # type: ignore[misc]
@@ -55,17 +54,26 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         self,
         loss: str | None = None,
         *,
+        epsilon: float | None = None,
+        quantile: float | None = None,
         penalty: str | None = "l2",
-        alpha: float = 1e-6,
-        optimizer: str = "adagrad",
+        alpha: float | None = None,
+        l1_ratio: float | None = None,
+        optimizer: str | None = None,
         learning_rate: str | None = None,
         eta0: float | None = None,
         power_t: float | None = None,
+        decay: float | None = None,
+        warmup_steps: int = 0,
         momentum: float | None = None,
+        beta_1: float | None = None,
+        beta_2: float | None = None,
+        clip_norm: float | None = None,
         average: bool | None = None,
+        polish: int = 0,
         fit_intercept: bool = True,
         standardize: bool = True,
-        epochs: int = 5,
+        epochs: int | None = None,
         batch_size: int | str | None = "auto",
         shuffle: bool = True,
         window_rows: int | None = None,
@@ -73,20 +81,36 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 3,
         tol: float = 1e-4,
+        class_weight: Any = None,
         drop: str | Sequence[str] | None = None,
+        categorical: str | Sequence[str] | None = None,
+        text: str | Sequence[str] | None = None,
+        calendar: str | Sequence[str] | None = None,
+        interactions: Sequence[Any] | None = None,
+        missing_indicator: bool = False,
+        hash_bits: int | None = None,
         memory_limit: str | int | None = None,
         n_jobs: int | None = None,
         random_state: Any = 0,
     ) -> None:
         self.loss = loss
+        self.epsilon = epsilon
+        self.quantile = quantile
         self.penalty = penalty
         self.alpha = alpha
+        self.l1_ratio = l1_ratio
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.eta0 = eta0
         self.power_t = power_t
+        self.decay = decay
+        self.warmup_steps = warmup_steps
         self.momentum = momentum
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.clip_norm = clip_norm
         self.average = average
+        self.polish = polish
         self.fit_intercept = fit_intercept
         self.standardize = standardize
         self.epochs = epochs
@@ -97,7 +121,14 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
+        self.class_weight = class_weight
         self.drop = drop
+        self.categorical = categorical
+        self.text = text
+        self.calendar = calendar
+        self.interactions = interactions
+        self.missing_indicator = missing_indicator
+        self.hash_bits = hash_bits
         self.memory_limit = memory_limit
         self.n_jobs = n_jobs
         self.random_state = random_state
@@ -145,7 +176,6 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
             target,
             config,
             weight=weight,
-            drop=self._dropped(),
             validation=held_out,
         )
         self._train(job, data, State.start(job), 0)
@@ -181,6 +211,11 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         config = self._config()
         if config.early_stopping:
             raise ConfigError("early_stopping does nothing in partial_fit, which trains one epoch; leave it out.")
+        if config.by_passes or config.polish or config.schedule.spans == "all":
+            raise ConfigError(
+                "partial_fit goes step by step through rows that come one lot after the other: leave out polish, "
+                "optimizer='lbfgs' and learning_rate='cosine', which need to know all of them."
+            )
         config = replace(config, epochs=1)
         columns = None if first else self.model_.spec.columns
         source, target, weight = self._training_source(X, y, sample_weight, reset=first, columns=columns)
@@ -191,8 +226,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
                 target,
                 config,
                 weight=weight,
-                drop=self._dropped(),
                 classes=labels,
+                endless=True,
             )
             state, self._calls = State.start(job), 0
         else:
@@ -201,13 +236,10 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         self._train(job, data, state, self._calls)
         return self
 
-    def _dropped(self) -> Sequence[str]:
-        return [self.drop] if isinstance(self.drop, str) else self.drop or ()
-
     def _continued(self, config: Config, target: str, weight: str | None) -> Job:
         """The job of the first call, for other data; what its state was made for cannot change."""
         job: Job = self._job
-        for name in ("loss", "optimizer", "fit_intercept", "standardize"):
+        for name in ("loss", "epsilon", "quantile", "optimizer", "fit_intercept", "standardize", "class_weight"):
             if getattr(config, name) != getattr(job.config, name):
                 raise ConfigError(
                     f"{name} was {getattr(job.config, name)!r} in the first call and is {getattr(config, name)!r} now; "
@@ -215,7 +247,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
                 )
         return replace(
             job,
-            config=config,
+            config=config if config.alpha is not None else replace(config, alpha=job.config.alpha),
             encoder=replace(job.encoder, target=job.labels.target(target), weight=weight),
             batch_rows=config.batch_rows(job.labels.rows),
             eta0=job.eta0 if config.eta0 is None else config.eta0,
@@ -228,7 +260,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
     def _stored_metrics(self, X: Any, y: Any, sample_weight: Any) -> dict[str, Any] | None:
         """Metrics on shards or tables, streamed; None for rows that scikit-learn can score."""
         check_is_fitted(self, "model_")
-        if not _is_stored(X):
+        if not is_stored(X):
             return None
         source, target, weight = self._training_source(X, y, sample_weight, reset=False)
         return evaluate(source, self.model_, target=target, weight=weight, n_jobs=self.n_jobs or available_cpus())
@@ -245,6 +277,11 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         limit = None if self.memory_limit is None else parse_bytes(self.memory_limit)
         values = {name: getattr(self, name) for name in _CONFIG_PARAMETERS}
         values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+        for name in _COLUMN_PARAMETERS:
+            given = getattr(self, name)
+            values[name] = (given,) if isinstance(given, str) else tuple(given or ())
+        pairs = [self.interactions] if isinstance(self.interactions, str) else self.interactions or ()
+        values["interactions"] = tuple(parse_pair(pair) for pair in pairs)
         return Config(task=self._task, memory_limit=limit, seed=int(seed), **values).check()
 
     def _train(self, job: Job, data: Feed, state: State, calls: int) -> None:
@@ -262,23 +299,31 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
     def _adopt(self, model: Model) -> None:
         self.model_ = model
         self.coef_ = model.coef.copy()
-        self.intercept_ = np.array([model.intercept])
-        self.n_features_in_ = model.spec.n_features
-        if model.spec.columns[0].name != _FEATURES or model.spec.columns[0].kind != "vector":
-            self.feature_names_in_ = np.array(model.spec.feature_names(), dtype=object)
+        self.intercept_ = model.intercept.copy()
+        first, names = model.spec.columns[0], model.spec.names
+        if first.name == _FEATURES and first.kind == "vector":
+            self.n_features_in_ = first.size
+        else:
+            self.n_features_in_ = len(names)
+            self.feature_names_in_ = np.array(names, dtype=object)
 
     def _training_source(
         self, X: Any, y: Any, weight: Any, *, reset: bool, columns: tuple[Column, ...] | None = None
     ) -> tuple[Source, str, str | None]:
         """The source, and the names of its target and weight columns; ``columns`` are those that a model knows."""
-        if _is_stored(X):
+        if is_stored(X):
             if not isinstance(y, str):
                 raise ConfigError(f"y is {y!r}; with shards or tables it is the name of the target column.")
             if weight is not None and not isinstance(weight, str):
                 raise ConfigError("with shards or tables sample_weight is the name of a column.")
             return as_source(X, self.n_jobs or available_cpus()), y, weight
-        if self.drop:
-            raise ConfigError("drop names columns of shards and tables; of arrays and DataFrames, leave them out of X.")
+        if is_mixed(X) or (hasattr(X, "columns") and self._names_columns()):
+            return self._frame_source(X, y, weight)
+        if self._names_columns():
+            raise ConfigError(
+                "drop, categorical, text, calendar, interactions and missing_indicator are for columns with names: "
+                "give shards, an Arrow table or a DataFrame."
+            )
         named = hasattr(X, "columns")
         checked, y = validate_data(
             self,
@@ -295,17 +340,36 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
             names = list(self.feature_names_in_) if named and hasattr(self, "feature_names_in_") else []
             unnamed = Column(_FEATURES, "vector", checked.shape[1])
             columns = tuple(Column(name, "number") for name in names) or (unnamed,)
-        table = _features(checked, columns)
-        target, weight_name = _unused(table, _TARGET), None
+        table = features_table(checked, columns)
+        target, weight_name = unused_name(table, _TARGET), None
         table = table.append_column(target, pa.array(y))
         if weight is not None:
-            weight_name = _unused(table, _WEIGHT)
+            weight_name = unused_name(table, _WEIGHT)
             weights = _check_sample_weight(weight, checked, ensure_non_negative=True)
             table = table.append_column(weight_name, pa.array(weights))
         return TableSource(table), target, weight_name
 
+    def _names_columns(self) -> bool:
+        return any(bool(getattr(self, name)) for name in (*_COLUMN_PARAMETERS, "interactions", "missing_indicator"))
+
+    def _frame_source(self, X: Any, y: Any, weight: Any) -> tuple[Source, str, str | None]:
+        """A DataFrame whose columns are not all numbers, as a table."""
+        table = frame_table(X)
+        target, weight_name = unused_name(table, _TARGET), None
+        y = column_or_1d(y, warn=True)
+        if len(y) != table.num_rows:
+            raise ValueError(f"X has {table.num_rows} rows and y has {len(y)}; they must be as many.")
+        if self._task == "classification":
+            check_classification_targets(y)
+        table = table.append_column(target, pa.array(y))
+        if weight is not None:
+            weight_name = unused_name(table, _WEIGHT)
+            rows = np.empty((table.num_rows, 1))
+            table = table.append_column(weight_name, pa.array(_check_sample_weight(weight, rows, dtype=np.float64)))
+        return TableSource(table), target, weight_name
+
     def _validation_source(self, validation: Any, weight: str | None) -> Source:
-        if _is_stored(validation):
+        if is_stored(validation):
             return as_source(validation, self.n_jobs or available_cpus())
         if not isinstance(validation, tuple) or len(validation) not in (2, 3):
             raise ConfigError("validation is neither shards nor a tuple (X, y) or (X, y, sample_weight).")
@@ -316,23 +380,11 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
 
     def _source(self, X: Any) -> Source:
         """Rows to predict."""
-        if _is_stored(X):
+        if is_stored(X):
             return as_source(X, self.n_jobs or available_cpus())
+        # A model that was loaded knows its columns, but not the parameters that chose them.
+        by_name = not hasattr(self, "_job") or self._names_columns()
+        if is_mixed(X) or (hasattr(X, "columns") and by_name):
+            return TableSource(frame_table(X))
         checked = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan", reset=False)
-        return TableSource(_features(checked, self.model_.spec.columns))
-
-
-def _features(X: NDArray[Any], columns: tuple[Column, ...]) -> pa.Table:
-    """A table of features that lie side by side in an array."""
-    arrays, first = {}, 0
-    for column in columns:
-        cells = np.ascontiguousarray(X[:, first : first + column.size])
-        flat, first = pa.array(cells.ravel()), first + column.size
-        arrays[column.name] = flat if column.kind == "number" else pa.FixedSizeListArray.from_arrays(flat, column.size)
-    return pa.table(arrays)
-
-
-def _unused(table: pa.Table, name: str) -> str:
-    while name in table.column_names:
-        name += "_"
-    return name
+        return TableSource(features_table(checked, self.model_.spec.columns))

@@ -8,10 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.utils.metaestimators import available_if
 
 from .estimator_base import Estimator
-from .model import Model, sigmoid
+from .model import Model
 from .modelfile import load_model
+
+
+def _gives_probabilities(estimator: Any) -> bool:
+    if estimator.loss not in (None, "log_loss", "modified_huber"):
+        raise AttributeError(f"loss={estimator.loss!r} gives no probabilities; use 'log_loss' or 'modified_huber'.")
+    return True
 
 
 class SGDClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
@@ -19,35 +26,50 @@ class SGDClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    loss : {"log_loss"}, optional
-        "log_loss", which is the default, is logistic regression.
-    penalty : {"l2", None}, default="l2"
-        Half the squared norm of the weights of scaled features (see ``standardize``); never of the intercept.
-    alpha : float, default=1e-6
-        The objective is mean loss + alpha * penalty.
-    optimizer : {"adagrad", "sgd", "momentum", "nesterov"}, default="adagrad"
-        Rule of a step.
-    learning_rate : {"constant", "invscaling", "optimal"}, optional
-        Schedule, counted in steps (mini-batches): ``eta0``, ``eta0 / (step + 1)**power_t``, or
-        ``1 / (alpha (t0 + step))``. By default "constant" for AdaGrad, which has rates of its own, else "invscaling".
+    loss : {"log_loss", "hinge", "squared_hinge", "modified_huber", "perceptron"}, optional
+        "log_loss", which is the default, is logistic regression, by softmax for more than two classes; the others are
+        for two.
+    epsilon, quantile : float, optional
+        For losses of `SGDRegressor`.
+    penalty : {"l2", "l1", "elasticnet", None}, default="l2"
+        Half the squared norm of the weights, the sum of their absolute values, or both; never of the intercept.
+        Weights are those of standardised numbers (see ``standardize``) and of categories.
+    alpha : float, optional
+        The objective is mean loss + alpha * penalty. By default 1 / (sum of the rows' weights), which is C=1 in
+        scikit-learn's `LogisticRegression`, but at most 0.01.
+    l1_ratio : float, optional
+        Share of the absolute values in "elasticnet"; 0.15 by default.
+    optimizer : {"adagrad", "sgd", "momentum", "nesterov", "rmsprop", "adam", "ftrl", "lbfgs"}, optional
+        Rule of a step. "lbfgs" takes whole passes instead, and reaches the optimum. By default "adagrad", or with "l1"
+        and "elasticnet" "ftrl", which leaves true zeros (the others do so only where a step sees many rows).
+    learning_rate : {"constant", "invscaling", "optimal", "cosine", "step"}, optional
+        Schedule, counted in steps (mini-batches): ``eta0``, ``eta0 / (step + 1)**power_t``,
+        ``1 / (alpha (t0 + step))``, half a cosine from ``eta0`` to 0 over all epochs, or ``eta0 * decay**epoch``. By
+        default "constant" for AdaGrad and FTRL, which have rates of their own, else "invscaling".
     eta0 : float, optional
-        Initial learning rate for scaled features. The default depends on the optimizer and on the mean square length
-        of a row, so that it fits few features as well as many.
-    power_t : float, optional
-        Exponent of "invscaling"; 0.25 by default.
-    momentum : float, optional
-        For "momentum" and "nesterov"; 0.9 by default.
+        Initial learning rate for scaled features. The default depends on the optimizer, on the mean square length of a
+        row, so that it fits few features as well as many, and for few rows on their number.
+    power_t, decay : float, optional
+        Of "invscaling" (0.25 by default) and "step" (0.5).
+    warmup_steps : int, default=0
+        Steps in which the learning rate rises to what the schedule says.
+    momentum, beta_1, beta_2 : float, optional
+        For "momentum" and "nesterov" (0.9 by default), "adam" (0.9 and 0.999) and "rmsprop" (``beta_2``, 0.99).
+    clip_norm : float, optional
+        A step's gradient, of scaled features, is made no longer than this.
     average : bool, optional
-        Whether the model is an average of the weights over training, weighted towards its end. By default yes,
-        unless every step sees all rows.
+        Whether the model is an average of the weights over training, weighted towards its end. By default yes, unless
+        every step sees all rows, or for FTRL.
+    polish : int, default=0
+        At most so many passes of L-BFGS after the steps.
     fit_intercept : bool, default=True
         Whether there is an intercept.
     standardize : bool, default=True
-        Whether steps and penalty are those of features divided by their typical magnitude (the root of
-        E x^4 / E x^2 about the mean: 1.7 standard deviations of a normal feature, 1 for a rare 0/1 feature).
-        Coefficients are always of the features as they are.
-    epochs : int, default=5
-        Passes over the data, at most if ``early_stopping``.
+        Whether steps are those of numbers divided by their typical magnitude (the root of E x^4 / E x^2 about the mean:
+        1.7 standard deviations of a normal feature, 1 for a rare 0/1 feature), and the penalty that of numbers divided
+        by their standard deviation. Coefficients are always of the features as they are.
+    epochs : int, optional
+        Passes over the data: 5 by default, at most if ``early_stopping``; of L-BFGS at most 1000.
     batch_size : int, None or "auto", default="auto"
         Rows a step: 1 is SGD, None is batch gradient descent (one step an epoch from all rows). "auto" leaves about
         1,000 steps an epoch, with at most 256 rows a step. A step uses the *mean* gradient of its rows.
@@ -64,8 +86,24 @@ class SGDClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         See ``early_stopping``.
     tol : float, default=1e-4
         See ``early_stopping``.
-    drop : list of str, optional
-        Columns of shards that are not features.
+    class_weight : dict, "balanced" or None, default=None
+        Factors of the weights of the rows of each class (1 for those that are not named); "balanced" gives all classes
+        the same sum.
+    drop : str or list of str, optional
+        Columns that are not features. This and the next four are for shards, tables and DataFrames.
+    categorical : str or list of str, optional
+        Integers that are categories; strings are anyway.
+    text : str or list of str, optional
+        Strings that are texts: their words, and pairs of words, are features.
+    calendar : str or list of str, optional
+        Dates and timestamps that become month, day of the week and hour, as categories.
+    interactions : list of str or of pairs, optional
+        Pairs of features such as ``"carrier*origin"``; parts of a calendar are called ``hour(name)``. Two categories
+        make a category, two numbers their product, one each a slope for each category.
+    missing_indicator : bool, default=False
+        Whether each number with missing values gets a 0/1 feature that says where.
+    hash_bits : int, optional
+        Categories and words share 2**hash_bits weights, at most 2**28; by default from a sample of the data.
     memory_limit : str or int, optional
         Bound for the whole process, such as "1GB". A quarter of the memory by default.
     n_jobs : int, optional
@@ -75,18 +113,20 @@ class SGDClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
 
     Attributes
     ----------
-    coef_ : ndarray of float64, shape (1, n_features)
-        Coefficients of the features as they are.
-    intercept_ : ndarray of float64, shape (1,)
-        Intercept.
-    classes_ : ndarray of shape (2,)
+    coef_ : ndarray of float64, shape (1, n) or (n_classes, n)
+        Coefficients of the numbers as they are, in the order of ``model_.spec.feature_names()``.
+    intercept_ : ndarray of float64, shape (1,) or (n_classes,)
+        Intercepts.
+    classes_ : ndarray of shape (n_classes,)
         Class labels.
     n_features_in_, feature_names_in_
-        Number and names of the features.
+        Number and names of the columns.
     n_iter_ : int
         Epochs done.
     result_ : Result
-        Rows, steps, losses by epoch, seconds, peak memory.
+        Rows, steps, losses by epoch, seconds, peak memory; after L-BFGS ``objective`` and ``gradient_norm``.
+    model_ : Model
+        All that predicts, with the weights of hashed features.
 
     Examples
     --------
@@ -101,11 +141,11 @@ class SGDClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
+        tags.classifier_tags.multi_class = self.loss in (None, "log_loss")
         return tags
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Margins of rows: the log-odds of the second class.
+        """Margins of rows: of the second class (for "log_loss" its log-odds), or of each class if there are more.
 
         Parameters
         ----------
@@ -114,20 +154,26 @@ class SGDClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
 
         Returns
         -------
-        ndarray of float64, shape (n_samples,)
+        ndarray of float64, shape (n_samples,), or (n_samples, n_classes) if there are more than two
         """
         return self._margins(X)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Class labels of rows, as in `decision_function`; ndarray of shape (n_samples,)."""
-        margin = self.decision_function(X)
-        labels: NDArray[Any] = self.classes_[(margin > 0).astype(np.intp)]
+        margins = self._margins(X)
+        labels: NDArray[Any] = self.classes_[self.model_.codes(margins)]
         return labels
 
+    @available_if(_gives_probabilities)  # type: ignore[untyped-decorator]
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Probabilities of the classes in the order of ``classes_``; ndarray of float64, shape (n_samples, 2)."""
-        positive = sigmoid(self.decision_function(X))
-        return np.column_stack([1 - positive, positive])
+        """Probabilities of the classes in the order of ``classes_``; ndarray of float64, (n_samples, n_classes).
+
+        Only of losses that give them: "log_loss" and "modified_huber".
+        """
+        margins = self._margins(X)
+        probabilities = self.model_.probabilities(margins)
+        assert probabilities is not None
+        return probabilities
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Accuracy on rows given as in `fit`; shards are streamed."""
@@ -136,21 +182,30 @@ class SGDClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
 
     def _adopt(self, model: Model) -> None:
         super()._adopt(model)
-        self.coef_ = self.coef_[np.newaxis]
         self.classes_ = np.array(model.classes)
 
 
 class SGDRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
     """Linear regression trained by mini-batch gradient descent on data of any size.
 
-    Parameters are those of `SGDClassifier`, but ``loss`` is "squared_error" (the default): half the squared
-    difference. The target is standardised while training, so that learning rates fit any unit; ``alpha`` then
-    weighs the penalty of the standardised weights against the loss in units of the target's variance.
+    Parameters are those of `SGDClassifier`, but for ``class_weight``, which does nothing here, and these. The target is
+    divided by its standard deviation while training (not for "poisson"), so that learning rates fit any unit; ``alpha``
+    then weighs the penalty against the loss in these units.
+
+    Parameters
+    ----------
+    loss : {"squared_error", "huber", "epsilon_insensitive", "quantile", "poisson"}, optional
+        Half the squared difference, which is the default; the same up to ``epsilon`` and linear beyond; the absolute
+        difference beyond ``epsilon``; that of a quantile; that of counts, whose logarithm is linear.
+    epsilon : float, optional
+        Of "huber" and "epsilon_insensitive", in units of the target; by default 1.35 and 0.1 standard deviations of it.
+    quantile : float, optional
+        Of "quantile"; 0.5 by default, which is the median.
 
     Attributes
     ----------
-    coef_ : ndarray of float64, shape (n_features,)
-        Coefficients of the features as they are.
+    coef_ : ndarray of float64, shape (n,)
+        Coefficients of the numbers as they are.
     intercept_ : ndarray of float64, shape (1,)
         Intercept.
     n_features_in_, feature_names_in_, n_iter_, result_
@@ -179,12 +234,17 @@ class SGDRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         -------
         ndarray of float64, shape (n_samples,)
         """
-        return self._margins(X)
+        margins = self._margins(X)
+        return self.model_.values(margins)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Coefficient of determination on rows given as in `fit`; shards are streamed."""
         stored = self._stored_metrics(X, y, sample_weight)
         return float(super().score(X, y, sample_weight) if stored is None else stored["r2"])
+
+    def _adopt(self, model: Model) -> None:
+        super()._adopt(model)
+        self.coef_ = self.coef_[0]
 
 
 def load(path: str | os.PathLike[str]) -> SGDClassifier | SGDRegressor:

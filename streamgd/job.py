@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,19 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import Config
+from .data.columns import find_columns
 from .data.encode import Encoder
-from .data.labels import Labels, scan_labels
-from .data.profile import Scales, find_columns, measure_scales
+from .data.labels import AUTO_CLASSES, Labels, scan_labels
+from .data.profile import Scales, measure_scales
 from .data.rowgroups import Source
 from .data.shuffle import HELD_OUT, Plan, random_order
 from .data.target import Target
 from .data.threads import available_cpus
 from .errors import ConfigError, TooManyClasses
-from .features import FeatureSpec
+from .features import Column, FeatureSpec
+from .kernels.drain import Problem, common
 from .losses import Loss
 from .memory import current_rss
-from .memoryplan import MemoryPlan, plan_memory
+from .memoryplan import MemoryPlan, Table, plan_memory
 from .model import Model
+
+#: Rows that are expected of data that come in lots, and the least bits of hashes for them.
+ENDLESS_ROWS, ENDLESS_HASH_BITS = 1_000_000, 18
+#: Snapshots of a hashed weight an epoch for each mean visit to it. Averaging a slot costs 2 ns, visiting it 10 or more.
+VISITS_A_SNAPSHOT = 0.25
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,50 @@ class Job:
     encoder: Encoder
     batch_rows: int
     inverse_scale: NDArray[np.float64]
+    spread: NDArray[np.float64]
     eta0: float
+    start: NDArray[np.float64]
+
+    @property
+    def outputs(self) -> int:
+        """Margins a row: one, or one a class if there are more than two."""
+        classes = self.labels.classes
+        return 1 if classes is None or len(classes) == 2 else len(classes)
+
+    @property
+    def table_every(self) -> int:
+        """Snapshots of the dense weights for one of the table, so that these cost little beside the steps."""
+        layout, slots = self.encoder.layout, max(1, self.encoder.spec.n_slots)
+        visits = self.labels.rows * (layout.n_index + self.scales.words)
+        return max(1, int(64 / max(2.0, min(64.0, VISITS_A_SNAPSHOT * visits / slots))))
+
+    @property
+    def table(self) -> Table:
+        """Shape of the table of hashed weights."""
+        config, slots = self.config, self.encoder.spec.n_slots
+        descended = slots and self.scales.distinct if config.by_passes or config.polish else 0
+        return Table(slots, self.outputs, config.method.slots, config.averaged, descended)
+
+    @property
+    def problem(self) -> Problem:
+        """What the kernel minimises, and how."""
+        config = self.config
+        epoch_steps = -(-self.labels.rows // self.batch_rows)
+        return Problem(
+            rare=None if common(self.loss.code, config.method.code) else True,
+            loss=self.loss.code,
+            loss_args=config.loss_args(self.loss, self.labels.scale),
+            optimizer=config.method.code,
+            optimizer_args=config.optimizer_args(),
+            slots=config.method.slots,
+            schedule=config.schedule.code,
+            schedule_args=config.schedule_args(float(self.eta0), epoch_steps),
+            l1=config.l1,
+            l2=config.l2,
+            clip_norm=float(config.clip_norm or 0.0),
+            fit_intercept=config.fit_intercept,
+            batch_size=self.batch_rows,
+        )
 
 
 @dataclass(frozen=True)
@@ -57,6 +107,11 @@ class Feed:
                 f"the memory limit lowers the window from {memory.wanted_rows:,} to {self.plan.capacity:,} rows: the "
                 f"shuffle is coarser, and the weights differ from those of a larger limit."
             )
+        if memory.hash_bits < memory.wanted_hash_bits:
+            found.append(
+                f"the memory limit lowers the table of hashed weights from 2^{memory.wanted_hash_bits} to "
+                f"2^{memory.hash_bits}: more features share a weight."
+            )
         if self.plan.streamed:
             found.append(
                 f"there are row groups of up to {int(self.source.manifest.rows.max()):,} rows, which are streamed "
@@ -72,11 +127,13 @@ def prepare(
     config: Config,
     *,
     weight: str | None = None,
-    drop: Sequence[str] = (),
     classes: Sequence[Any] | None = None,
+    endless: bool = False,
     validation: Source | None = None,
 ) -> tuple[Job, Feed]:
     """Look at the data and fix everything that is not learned.
+
+    ``classes`` are labels that may come besides those in the data; ``endless`` says that these are only the first rows.
 
     Raises
     ------
@@ -90,29 +147,33 @@ def prepare(
     config.check()
     if config.early_stopping and validation is None:
         source, validation = hold_out(source, config.validation_fraction, config.seed)
-    columns = find_columns(source, target=target, weight=weight, drop=drop)
-    # Before anything is read: a process that has read already keeps some of it.
-    memory = _plan_memory(
-        source, Encoder(FeatureSpec.raw(columns), Target(target), weight), config, validation, current_rss()
-    )
-    n_jobs = memory.n_jobs
+    columns = find_columns(source, target=target, weight=weight, selection=config.selection)
+    raw = Encoder(FeatureSpec.raw(columns), Target(target), weight)
+    resident = current_rss()  # before anything is read: a process that has read already keeps some of it
+    n_jobs = _plan_memory(source, raw, config, Table(), 0, validation, resident).n_jobs
     labels = scan_labels(source, target, task=config.task, weight=weight, classes=classes, n_jobs=n_jobs)
     loss = config.loss_for(labels.task)
-    if labels.classes is not None and len(labels.classes) > 2:
-        raise TooManyClasses(
-            f"Only binary classification is supported. Target {target!r} holds {len(labels.classes)} classes; loss="
-            f"{loss.name!r} tells two apart. For numbers use --task regression."
-        )
+    _check_classes(labels, loss, target)
+    labels, class_weight = _weigh_classes(labels, config, target)
+    config = config.settled(None if endless else labels.rows * labels.weight_mean)
+    start = _start(labels, loss, config)
+    if not loss.degree:
+        labels = replace(labels, scale=1.0)
+    least = 0.0 if loss.link == "log" else -np.inf
+    raw = replace(raw, target=labels.target(target), class_weight=class_weight, weight_scale=1.0 / labels.weight_mean)
     scales = measure_scales(
-        source, columns, weight=weight, weight_scale=1.0 / labels.weight_mean, seed=config.seed, n_jobs=n_jobs
+        source, raw if class_weight is not None else replace(raw, target=None), seed=config.seed, n_jobs=n_jobs
     )
-    if config.fit_intercept:
-        spec = FeatureSpec.centred(columns, scales.mean, scales.scale)
-    else:  # nothing can be centred, for there is no intercept to take it back
-        spec, labels = FeatureSpec.uncentred(columns, scales.mean), replace(labels, mean=0.0)
-    encoder = Encoder(spec, labels.target(target), weight, 1.0 / labels.weight_mean)
+    columns = tuple(replace(column, varied=column.label in scales.varied) for column in columns)
+    source = source.with_dictionaries(FeatureSpec.raw(columns).dictionaries)
+    if config.missing_indicator:
+        columns, scales = _with_indicators(columns, scales)
+    if not config.fit_intercept or loss.link == "log":  # nothing takes a mean back that is taken off
+        labels = replace(labels, mean=0.0)
     inverse_scale = 1.0 / scales.magnitude if config.standardize else np.ones(len(scales.mean))
-    length = float(np.sqrt(1.0 + ((scales.scale * inverse_scale) ** 2).sum()))
+    spec = _specify(columns, scales, 1.0 / inverse_scale, config, endless)
+    encoder = replace(raw, spec=spec, target=replace(labels.target(target), least=least))
+    length = _row_length(encoder, scales, inverse_scale)
     job = Job(
         config=config,
         target=target,
@@ -122,9 +183,98 @@ def prepare(
         encoder=encoder,
         batch_rows=config.batch_rows(labels.rows),
         inverse_scale=inverse_scale,
-        eta0=config.initial_rate(loss, length),
+        spread=np.append(scales.scale * inverse_scale if config.standardize else np.ones_like(inverse_scale), 0.0),
+        eta0=config.initial_rate(loss, length, ENDLESS_ROWS if endless else labels.rows),
+        start=start,
     )
+    memory = _plan_memory(source, encoder, config, job.table, scales.text_bytes, validation, resident)
+    if memory.hash_bits < spec.hash_bits:
+        if config.hash_bits is not None:
+            raise ConfigError(
+                f"a table of 2^{spec.hash_bits} hashed weights does not fit in the memory limit, which has room for "
+                f"2^{memory.hash_bits}: lower hash_bits, or raise memory_limit."
+            )
+        spec = replace(spec, hash_bits=memory.hash_bits)
+        job = replace(job, encoder=replace(encoder, spec=spec))
     return job, _feed(job, source, memory, validation)
+
+
+def _specify(
+    columns: tuple[Column, ...], scales: Scales, magnitude: NDArray[np.float64], config: Config, endless: bool
+) -> FeatureSpec:
+    """What becomes of each column: its zero, if there is an intercept to take it back, and its hashes."""
+    spec = FeatureSpec.raw(columns)
+    spec = spec.centred(scales.mean, scales.scale) if config.fit_intercept else spec.uncentred(scales.mean)
+    if any(column.group != "dense" for column in columns):
+        bits = max(scales.hash_bits(), ENDLESS_HASH_BITS) if endless else scales.hash_bits()
+        return spec.hashed(config.hash_bits or bits, magnitude)
+    if config.hash_bits is not None:
+        raise ConfigError("hash_bits does nothing: no feature is hashed. Leave it out, or name columns as categorical.")
+    return spec
+
+
+def _row_length(encoder: Encoder, scales: Scales, inverse_scale: NDArray[np.float64]) -> float:
+    """Root mean square length of a row: scaled features, hashed ones of value 1, and the 1 of the intercept."""
+    layout, variance = encoder.layout, (scales.scale * inverse_scale) ** 2
+    hashed = layout.n_index - layout.n_scaled + variance[encoder.spec.scaled_cells].sum() + scales.words
+    return float(np.sqrt(1.0 + variance.sum() + hashed))
+
+
+def _check_classes(labels: Labels, loss: Loss, target: str) -> None:
+    if labels.classes is not None and len(labels.classes) > max(AUTO_CLASSES, labels.rows // 4):
+        raise TooManyClasses(
+            f"target {target!r} holds {len(labels.classes):,} classes in {labels.rows:,} rows, which leaves "
+            f"too few rows to learn each from. For numbers use --task regression."
+        )
+    if labels.classes is not None and len(labels.classes) > 2 and loss.link != "logit":
+        raise TooManyClasses(
+            f"Only binary classification is supported by loss={loss.name!r}, but target {target!r} holds "
+            f"{len(labels.classes)} classes. Use loss='log_loss', or for numbers --task regression."
+        )
+
+
+def _weigh_classes(labels: Labels, config: Config, target: str) -> tuple[Labels, NDArray[np.float64] | None]:
+    """Factors of the weights of the classes, and what they make of the sums that the scan gave."""
+    if config.class_weight is None or labels.classes is None or labels.class_weight is None:
+        if config.class_weight is not None:
+            raise ConfigError(f"class_weight does nothing: target {target!r} is for a regression.")
+        return labels, None
+    total, known = labels.class_weight.sum(), labels.classes.to_pylist()
+    if isinstance(config.class_weight, Mapping):
+        factors = np.ones(len(known))
+        for name, factor in config.class_weight.items():
+            # In JSON and on the command line every key is a string.
+            places = [k for k, label in enumerate(known) if name == label or str(name) == str(label)]
+            if not places:
+                raise ConfigError(f"class_weight names {name!r}, but the classes are {known[:20]!r}.")
+            factors[places] = factor
+    else:
+        factors = total / (len(known) * np.maximum(labels.class_weight, 1e-300))
+    weights = labels.class_weight * factors
+    if not weights.sum() > 0:
+        raise ConfigError("class_weight gives all rows the weight 0.")
+    mean = labels.weight_mean * float(weights.sum() / total)
+    return replace(labels, class_weight=weights, weight_mean=mean), factors
+
+
+def _start(labels: Labels, loss: Loss, config: Config) -> NDArray[np.float64]:
+    """Intercepts of the base rate: log-odds, log-probabilities or a log; a regression's mean is already taken off."""
+    if not config.fit_intercept or loss.link not in ("logit", "log"):
+        return np.zeros(1)
+    if labels.class_weight is None:
+        return np.full(1, np.log(max(labels.mean, 1e-300)))
+    logs = np.log(np.maximum(labels.class_weight, 0.5))
+    start: NDArray[np.float64] = logs[1:] - logs[0] if len(logs) == 2 else logs - logs.mean()
+    return start
+
+
+def _with_indicators(columns: tuple[Column, ...], scales: Scales) -> tuple[tuple[Column, ...], Scales]:
+    """Columns with a 0/1 feature for each number that is missing somewhere in the sample."""
+    spec = FeatureSpec.raw(columns)
+    cells = {column.name: spec.cell(column.label) for column in columns if column.kind == "number"}
+    missing = [name for name, cell in cells.items() if scales.missing[cell] > 0]
+    places = np.array([cells[name] for name in missing], np.int64)
+    return (*columns, *(Column(name, "missing") for name in missing)), scales.with_indicators(places)
 
 
 def feed(job: Job, source: Source) -> Feed:
@@ -135,7 +285,8 @@ def feed(job: Job, source: Source) -> Feed:
     MemoryLimitError
         The source cannot be streamed in the memory limit.
     """
-    return _feed(job, source, _plan_memory(source, job.encoder, job.config))
+    memory = _plan_memory(source, job.encoder, job.config, job.table, job.scales.text_bytes)
+    return _feed(job, source, memory)
 
 
 def _feed(job: Job, source: Source, memory: MemoryPlan, validation: Source | None = None) -> Feed:
@@ -150,11 +301,24 @@ def _feed(job: Job, source: Source, memory: MemoryPlan, validation: Source | Non
 
 
 def _plan_memory(
-    source: Source, encoder: Encoder, config: Config, validation: Source | None = None, resident: int = 0
+    source: Source,
+    encoder: Encoder,
+    config: Config,
+    table: Table,
+    text_bytes: int,
+    validation: Source | None = None,
+    resident: int = 0,
 ) -> MemoryPlan:
-    held_out = None if validation is None else validation.manifest
-    jobs = config.n_jobs or available_cpus()
-    return plan_memory(source.manifest, encoder, config, jobs, validation=held_out, resident=resident)
+    return plan_memory(
+        source.manifest,
+        encoder,
+        config,
+        config.n_jobs or available_cpus(),
+        table=table,
+        text_bytes=text_bytes,
+        validation=None if validation is None else validation.manifest,
+        resident=resident,
+    )
 
 
 def hold_out(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
@@ -170,20 +334,35 @@ def hold_out(source: Source, fraction: float, seed: int) -> tuple[Source, Source
     return source.subset(np.sort(order[held:])), source.subset(np.sort(order[:held]))
 
 
-def finish(job: Job, params: NDArray[np.float64]) -> Model:
-    """Coefficients of the features as they are in the data, from weights of standardised ones."""
-    labels = job.labels
-    coef = params[:-1] * job.inverse_scale * labels.scale
-    intercept = params[-1] * labels.scale + labels.mean - coef @ job.encoder.spec.offset
+def finish(job: Job, params: NDArray[np.float64], table: NDArray[np.float32] | None) -> Model:
+    """Coefficients of the features as they are in the data, from weights of standardised ones.
+
+    Parameters
+    ----------
+    job : Job
+        What was trained.
+    params : ndarray of float64, shape (outputs, n_features + 1)
+        Weights of scaled dense features, and the intercept.
+    table : ndarray of float32, shape (2**hash_bits, outputs), or None
+        Weights of hashed features.
+    """
+    labels, spec = job.labels, job.encoder.spec
+    coef = params[:, :-1] * job.inverse_scale * labels.scale
+    hashed_index, hashed = None, None
+    if table is not None:
+        hashed_index = np.flatnonzero(table.any(axis=1)).astype(np.uint32)
+        hashed = (table[hashed_index] * labels.scale).astype(np.float32)
     return Model(
         task=labels.task,
         loss=job.loss.name,
         target=job.target,
-        spec=job.encoder.spec,
+        spec=spec,
         coef=coef,
-        intercept=float(intercept),
+        intercept=params[:, -1] * labels.scale + labels.mean - coef @ spec.offset,
         scale=job.scales.scale,
         missing=job.scales.missing,
+        hashed_index=hashed_index,
+        hashed=hashed,
         classes=None if labels.classes is None else labels.classes.to_pylist(),
         class_type=None if labels.classes is None else str(labels.classes.type),
     )

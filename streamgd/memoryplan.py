@@ -14,12 +14,14 @@ import numpy as np
 
 from .config import Config
 from .data.encode import Encoder
+from .data.reading import OPEN_FILES, OPEN_FOOTER_BYTES
 from .data.rowgroups import Manifest
 from .data.shuffle import default_window_rows
-from .data.source import BIG_ROW_GROUP, OPEN_FILES, OPEN_FOOTER_BYTES
+from .data.source import BIG_ROW_GROUP
 from .data.threads import available_cpus
 from .data.widen import bit_width
 from .errors import MemoryLimitError
+from .features import PAIRS, Column
 from .memory import default_memory_limit, format_bytes, parse_bytes
 
 #: A process that has imported everything and compiled all kernels, and what its allocators keep: 380 MB where the
@@ -32,6 +34,9 @@ WAITING_READERS = 2
 #: A page and a dictionary of a column, as they lie in the file and decoded, with the levels of all values of the page.
 #: Measured on a row group of 6 million rows: 223 MB for 28 columns.
 PAGES_BYTES = 6 << 20
+#: Dictionaries of strings take at most so many times the bytes of a row group: Arrow's table of what it has met, what
+#: it hands out, and the one before with its hashes.
+DICTIONARIES = 2
 #: Resident memory over bytes in use: what the allocators keep for later.
 RETAINED = 1.1
 #: A parsed footer takes this much a column chunk, 9 times its size in the file.
@@ -39,6 +44,44 @@ COLUMN_CHUNK_BYTES, PARSED = 900, 9
 #: The histogram of a streamed ROC AUC. Each scoring thread fills one; two more are being merged.
 METRICS_BYTES = 12 << 20
 MERGED_METRICS = 2
+#: Vectors as long as all weights that L-BFGS holds: two for each of 10 steps that it remembers, and some to work with.
+LBFGS_VECTORS = 2 * 10 + 12
+
+
+@dataclass(frozen=True)
+class Table:
+    """Shape of a table of hashed weights, as `streamgd.kernels.tables` has it.
+
+    Attributes
+    ----------
+    slots : int
+        Number of slots, 0 if there is no table.
+    outputs : int
+        Weights a slot.
+    states : int
+        Accumulators a weight.
+    averaged : bool
+        Whether an average of the weights is kept beside.
+    descended : int
+        Hashed features of which L-BFGS changes all weights at once; 0 if it does not.
+    """
+
+    slots: int = 0
+    outputs: int = 1
+    states: int = 1
+    averaged: bool = True
+    descended: int = 0
+
+    @property
+    def cells(self) -> int:
+        """Cells a slot: weights, state, gradients, and the number of a step; a multiple of 4."""
+        return -(-((2 + self.states) * self.outputs + 1) // 4) * 4
+
+    def bytes(self, slots: int) -> int:
+        """Bytes of so many slots, with the average and a copy of the weights that becomes the model."""
+        steps = slots * 4 * (self.cells + (1 + self.averaged) * self.outputs) + slots
+        vectors = 8 * self.outputs * min(slots, self.descended) * LBFGS_VECTORS
+        return steps + vectors + (slots * (16 * self.outputs + 1) if self.descended else 0)
 
 
 @dataclass(frozen=True)
@@ -63,6 +106,10 @@ class MemoryPlan:
         Rows a window that the data ask for.
     n_jobs : int
         Threads that decode.
+    hash_bits : int
+        Bits of hashes that fit.
+    wanted_hash_bits : int
+        Bits that the data ask for.
     """
 
     limit: int
@@ -73,6 +120,8 @@ class MemoryPlan:
     window_rows: int
     wanted_rows: int
     n_jobs: int
+    hash_bits: int = 0
+    wanted_hash_bits: int = 0
 
     @property
     def lowered(self) -> bool:
@@ -90,25 +139,36 @@ class MemoryPlan:
             "decode_bytes_per_thread": self.decode,
             "waiting_bytes": self.waiting,
             "threads": self.n_jobs,
+            "hash_bits": self.hash_bits,
         }
+
+
+NO_TABLE = Table()
 
 
 def reader_bytes(manifest: Manifest, encoder: Encoder) -> int:
     """Bytes that one reader of a row group holds: column chunks as they lie, pages and dictionaries, a record batch."""
-    sizes, n_features = manifest.bytes, encoder.spec.n_features
+    sizes, n_inputs = manifest.bytes, encoder.spec.n_inputs
     whole = int(sizes[sizes <= BIG_ROW_GROUP].max(initial=0))
     buffered = len(encoder.columns) << 20 if int(sizes.max()) > BIG_ROW_GROUP else 0
-    pages = min(2 * int(sizes.max()), n_features * PAGES_BYTES)
-    width = sum(column.size * _value_bytes(manifest, column.name) for column in encoder.spec.columns)
-    return int(RETAINED * (max(whole, buffered) + pages + encoder.batch_rows * width))
+    pages = min(2 * int(sizes.max()), n_inputs * PAGES_BYTES)
+    width = sum(_value_bytes(manifest, column) for column in encoder.spec.columns)
+    categories = any(column.kind == "category" for column in encoder.spec.columns)
+    dictionaries = DICTIONARIES * int(sizes.max()) if categories else 0
+    return int(RETAINED * (max(whole, buffered) + pages + encoder.batch_rows * width + dictionaries))
 
 
-def _value_bytes(manifest: Manifest, name: str) -> int:
-    """Bytes a decoded value takes, with the levels that say where nulls and lists are."""
-    kind, levels = manifest.schema.field(name).type, 2
+def _value_bytes(manifest: Manifest, column: Column) -> int:
+    """Bytes that a decoded column takes a row, with the levels that say where nulls and lists are."""
+    if column.kind in PAIRS or column.kind == "missing":
+        return 8
+    kind, levels = manifest.schema.field(column.name).type, 2
+    if column.group in ("index", "text"):
+        # A code, or the share of a row group's bytes that a string can have; hashes beside.
+        return levels + (16 if column.group == "index" else 16 + 3 * int(manifest.row_bytes()))
     while hasattr(kind, "value_type"):
         kind, levels = kind.value_type, 4
-    return -(-bit_width(kind) // 8) + levels
+    return column.size * (-(-bit_width(kind) // 8) + levels)
 
 
 def footer_bytes(manifest: Manifest) -> int:
@@ -127,6 +187,8 @@ def plan_memory(
     config: Config,
     n_jobs: int,
     *,
+    table: Table = NO_TABLE,
+    text_bytes: int = 0,
     validation: Manifest | None = None,
     resident: int = 0,
 ) -> MemoryPlan:
@@ -142,6 +204,10 @@ def plan_memory(
         Names the limit, or the window.
     n_jobs : int
         Most threads.
+    table : Table
+        Hashed weights.
+    text_bytes : int
+        Bytes of the hashes of n-grams a row.
     validation : Manifest, optional
         Row groups on which the loss is measured after each epoch.
     resident : int
@@ -152,13 +218,20 @@ def plan_memory(
     MemoryLimitError
         The job cannot run in the limit; the message says what could.
     """
-    row_bytes = encoder.layout.row_bytes + 4  # and its place in the order
+    encoded = encoder.layout.row_bytes + text_bytes
+    row_bytes = encoded + 4  # and its place in the order
     total = int(manifest.n_rows)
-    wanted = min(total, config.window_rows or default_window_rows(manifest.rows, encoder.layout.row_bytes))
+    wanted = min(total, config.window_rows or default_window_rows(manifest.rows, encoded))
     least = min(total, LEAST_WINDOW_ROWS, wanted)
-    base = BASE_BYTES + 80 * encoder.spec.n_features
-    process = max(base, resident)
+    base = BASE_BYTES + 80 * encoder.spec.n_features * table.outputs
     reader = reader_bytes(manifest, encoder)
+    slots = table.slots
+    if config.memory_limit is not None:  # weights may take half of what the process and decoding leave
+        needed = base + (1 + WAITING_READERS) * reader + footer_bytes(manifest)
+        while slots > 1 and table.bytes(slots) > (config.memory_limit - needed) // 2:
+            slots //= 2
+    base += table.bytes(slots)
+    process = max(base, resident)
     decode, held = reader + footer_bytes(manifest), 0
     if validation is not None:  # its row groups are read while the next window is being filled
         decode += reader_bytes(validation, encoder) + METRICS_BYTES
@@ -192,7 +265,8 @@ def plan_memory(
             )
     taken = base if config.memory_limit is None else process
     threads = min(n_jobs, max(1, (limit - taken - windows(rows) - waiting(rows)) // decode))
-    return MemoryPlan(limit, base, windows(rows), decode, waiting(rows), rows, wanted, int(threads))
+    bits = [max(0, n.bit_length() - 1) for n in (slots, table.slots)]
+    return MemoryPlan(limit, base, windows(rows), decode, waiting(rows), rows, wanted, int(threads), *bits)
 
 
 def scoring_threads(

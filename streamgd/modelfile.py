@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from .atomic import replacing
 from .errors import ModelFileError
-from .features import Column, FeatureSpec
+from .features import MOST_HASH_BITS, Column, FeatureSpec
 from .losses import LOSSES
 from .model import Model
 
-FORMAT = 1
+FORMAT = 2
 KEY = "streamgd"
 MOST_HEADER_BYTES = 256 << 20
 CLASS_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -31,7 +31,13 @@ CLASS_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("float", "double", "halffloat"), (int, float)),
     "bool": bool,
 }
-TENSORS = {"coef": "<f8", "intercept": "<f8", "offset": "<f8", "fill": "<f4", "scale": "<f8", "missing": "<f8"}
+TENSORS = {
+    **dict.fromkeys(("coef", "intercept", "offset", "factor", "scale", "missing"), "<f8"),
+    **dict.fromkeys(("fill", "hashed"), "<f4"),
+    "hashed_index": "<u4",
+}
+HASH = "MurmurHash3_x86_32"
+MOST_CLASSES = 100_000
 
 
 def save_model(model: Model, path: str | os.PathLike[str]) -> None:
@@ -52,16 +58,22 @@ def save_model(model: Model, path: str | os.PathLike[str]) -> None:
         "classes": model.classes,
         "class_type": model.class_type,
         "columns": [column.to_json() for column in model.spec.columns],
+        "hash": HASH,
+        "hash_bits": model.spec.hash_bits,
         "weights_sha256": model.sha256(),
         "training": model.training,
     }
-    arrays = {
+    outputs = model.n_outputs
+    arrays: dict[str, NDArray[Any]] = {
         "coef": model.coef,
-        "intercept": np.array([model.intercept]),
+        "intercept": model.intercept,
         "offset": model.spec.offset,
         "fill": model.spec.fill,
+        "factor": model.spec.factor,
         "scale": model.scale,
         "missing": model.missing,
+        "hashed_index": np.empty(0, np.uint32) if model.hashed_index is None else model.hashed_index,
+        "hashed": np.empty((0, outputs), np.float32) if model.hashed is None else model.hashed,
     }
     tensors = {name: np.ascontiguousarray(arrays[name].astype(kind)) for name, kind in TENSORS.items()}
     header["sha256"] = _hash(header, tensors)
@@ -160,37 +172,78 @@ def _refuse(constant: str) -> Any:
 
 def _build(header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Model:
     columns = tuple(Column.from_json(value) for value in header["columns"])
-    n = sum(column.size for column in columns)
-    for name, kind in TENSORS.items():
-        shape = (1,) if name == "intercept" else (n,)
-        if tensors[name].dtype != np.dtype(kind) or tensors[name].shape != shape:
-            raise ValueError(f"array {name!r} is {tensors[name].dtype}{tensors[name].shape}, expected {kind}{shape}")
-        if not np.isfinite(tensors[name]).all():
-            raise ValueError(f"array {name!r} holds NaN or infinity")
+    spec = _spec(columns, header, tensors)
     task, loss = header["task"], header["loss"]
     if loss not in LOSSES or LOSSES[loss].task != task:
         raise ValueError(f"{loss!r} is no loss for {task!r}")
     classes, class_type = header["classes"], header["class_type"]
     if task == "classification":
-        if not isinstance(classes, list) or len(classes) != 2 or class_type not in CLASS_TYPES:
-            raise ValueError("a classification needs two classes")
-        if not all(_is_label(label, class_type) for label in classes) or classes[0] == classes[1]:
-            raise ValueError(f"classes {classes!r} are not two labels of type {class_type}")
+        if not isinstance(classes, list) or not 2 <= len(classes) <= MOST_CLASSES or class_type not in CLASS_TYPES:
+            raise ValueError("a classification needs classes")
+        if not all(_is_label(label, class_type) for label in classes) or len(set(classes)) != len(classes):
+            raise ValueError(f"classes {classes[:20]!r} are not different labels of type {class_type}")
     elif classes is not None or class_type is not None:
         raise ValueError("a regression has no classes")
     if not isinstance(header["target"], str) or not isinstance(header["training"], dict):
         raise ValueError("the target or the description of the training is missing")
     json.dumps(header, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    outputs = 1 if classes is None or len(classes) == 2 else len(classes)
+    hashed = tensors["hashed_index"]
+    _check_arrays(tensors, spec, outputs)
+    if len(hashed) and not spec.hash_bits:
+        raise ValueError("it holds hashed weights, but no feature is hashed")
+    if len(hashed) and (hashed[-1] >= spec.n_slots or not (np.diff(hashed.astype(np.int64)) > 0).all()):
+        raise ValueError("the places of the hashed weights are not ascending, or beyond the table")
     return Model(
         task=task,
         loss=loss,
         target=header["target"],
-        spec=FeatureSpec(columns, tensors["offset"].astype(np.float64), tensors["fill"].astype(np.float32)),
+        spec=spec,
         coef=tensors["coef"].astype(np.float64),
-        intercept=float(tensors["intercept"][0]),
+        intercept=tensors["intercept"].astype(np.float64),
         scale=tensors["scale"].astype(np.float64),
         missing=tensors["missing"].astype(np.float64),
+        hashed_index=hashed.astype(np.uint32) if spec.hash_bits else None,
+        hashed=tensors["hashed"].astype(np.float32) if spec.hash_bits else None,
         classes=classes,
         class_type=class_type,
         training=header["training"],
     )
+
+
+def _spec(columns: tuple[Column, ...], header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> FeatureSpec:
+    bits = header["hash_bits"]
+    hashed = any(column.group != "dense" for column in columns)
+    if header["hash"] != HASH:
+        raise ValueError(f"its features are hashed by {header['hash']!r}, this streamgd hashes by {HASH}")
+    if type(bits) is not int or not hashed <= bits <= MOST_HASH_BITS * hashed:
+        raise ValueError(f"{bits!r} is no number of bits of hashes")
+    labels = [column.label for column in columns]
+    if len(set(labels)) != len(labels):
+        raise ValueError("a feature occurs twice")
+    arrays = [tensors[name].astype(kind) for name, kind in (("offset", "f8"), ("fill", "f4"), ("factor", "f8"))]
+    spec = FeatureSpec(columns, arrays[0], arrays[1], bits, arrays[2])
+    groups = {column.label: column.group for column in columns if column.kind != "vector"}
+    wanted = {"product": ["dense", "dense"], "cross": ["index", "index"], "scaled": ["dense", "index"]}
+    for column in columns:
+        if column.parts and [groups.get(part) for part in column.parts] != wanted[column.kind]:
+            raise ValueError(f"{column.name!r} is a pair of features that are not there")
+    return spec
+
+
+def _check_arrays(tensors: dict[str, NDArray[Any]], spec: FeatureSpec, outputs: int) -> None:
+    n = sum(column.size for column in spec.columns if column.group == "dense")
+    shapes = {
+        **dict.fromkeys(("offset", "fill", "scale", "missing"), (n,)),
+        "coef": (outputs, n),
+        "intercept": (outputs,),
+        "factor": (len(spec.group("scaled")),),
+        "hashed_index": (len(tensors["hashed_index"].ravel()),),
+        "hashed": (len(tensors["hashed_index"].ravel()), outputs),
+    }
+    for name, kind in TENSORS.items():
+        found = tensors[name]
+        if found.dtype != np.dtype(kind) or found.shape != shapes[name]:
+            raise ValueError(f"array {name!r} is {found.dtype}{found.shape}, expected {kind}{shapes[name]}")
+        if not np.isfinite(found).all():
+            raise ValueError(f"array {name!r} holds NaN or infinity")

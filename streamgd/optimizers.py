@@ -14,13 +14,14 @@ class Optimizer:
     name : str
         Its name.
     code : int
-        Its number in ``kernels.updates``.
+        Its number in ``kernels.updates``; -1 if it takes whole passes instead of steps.
     slots : int
         Accumulators a weight.
-    parameter : str or None
-        The estimator's parameter that it uses besides the learning rate, if any.
-    default : float
-        Default of that parameter, or a constant of the method.
+    parameters : tuple of (str, float)
+        Parameters of the estimator that it uses besides the learning rate, with their defaults; the kernel's first
+        arguments.
+    epsilon : float
+        Keeps roots of accumulators from 0.
     eta0 : float
         Default initial learning rate, before it is divided by the length of a row or by the loss's curvature.
     scale_free : bool
@@ -35,8 +36,8 @@ class Optimizer:
     name: str
     code: int
     slots: int
-    parameter: str | None
-    default: float
+    parameters: tuple[tuple[str, float], ...]
+    epsilon: float
     eta0: float
     scale_free: bool
     learning_rate: str
@@ -45,9 +46,17 @@ class Optimizer:
 OPTIMIZERS = {
     optimizer.name: optimizer
     for optimizer in (
-        Optimizer("sgd", 0, 0, None, 0.0, 0.5, False, "invscaling"),
-        Optimizer("momentum", 1, 1, "momentum", 0.9, 0.05, False, "invscaling"),
-        Optimizer("nesterov", 2, 1, "momentum", 0.9, 0.05, False, "invscaling"),
-        Optimizer("adagrad", 3, 1, None, 1e-6, 1.0, True, "constant"),
+        Optimizer("sgd", 0, 0, (), 0.0, 0.5, False, "invscaling"),
+        Optimizer("momentum", 1, 1, (("momentum", 0.9),), 0.0, 0.05, False, "invscaling"),
+        Optimizer("nesterov", 2, 1, (("momentum", 0.9),), 0.0, 0.05, False, "invscaling"),
+        Optimizer("adagrad", 3, 1, (), 1e-6, 1.0, True, "constant"),
+        Optimizer("rmsprop", 4, 1, (("beta_2", 0.99),), 1e-6, 0.1, True, "invscaling"),
+        Optimizer("adam", 5, 2, (("beta_1", 0.9), ("beta_2", 0.999)), 1e-8, 0.1, True, "invscaling"),
+        Optimizer("ftrl", 6, 2, (), 1e-6, 1.0, True, "constant"),
+        Optimizer("lbfgs", -1, 0, (), 0.0, 1.0, True, "constant"),
     )
 }
+
+#: Place of each parameter in the kernel's arguments.
+PLACES = {"momentum": 0, "beta_1": 0, "beta_2": 1}
+EPSILON_PLACE = 2

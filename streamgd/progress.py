@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .memory import format_bytes
-from .trainer import Progress
+from .state import Progress
 
 PLAIN_SECONDS = 5.0
 EPOCH_SECONDS = 1.0

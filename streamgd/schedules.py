@@ -20,11 +20,14 @@ class Schedule:
         Its number in ``kernels.updates``.
     parameters : tuple of str
         Parameters of the estimator that it uses.
+    spans : str or None
+        The steps that it must know before: those of an "epoch", or of "all" epochs.
     """
 
     name: str
     code: int
     parameters: tuple[str, ...]
+    spans: str | None = None
 
 
 SCHEDULES = {
@@ -33,5 +36,7 @@ SCHEDULES = {
         Schedule("constant", 0, ("eta0",)),
         Schedule("invscaling", 1, ("eta0", "power_t")),
         Schedule("optimal", 2, ("alpha",)),
+        Schedule("cosine", 3, ("eta0",), "all"),
+        Schedule("step", 4, ("eta0", "decay"), "epoch"),
     )
 }

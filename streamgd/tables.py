@@ -47,15 +47,22 @@ def model_table(found: dict[str, Any]) -> Group:
     about.add_row("model", f"{found['task']} of {found['target']} by {found['loss']}")
     if found["classes"] is not None:
         about.add_row("classes", ", ".join(map(repr, found["classes"])))
-    about.add_row("features", f"{found['features']:,}")
-    about.add_row("intercept", f"{found['intercept']:.6g}")
+    hashed = f", hashed ones in 2^{found['hash_bits']} weights" if found["hash_bits"] else ""
+    about.add_row("features", f"{found['features']:,}{hashed}")
+    about.add_row("intercept", ", ".join(f"{value:.6g}" for value in found["intercept"][:20]))
     about.add_row("weights", found["weights_sha256"])
     weights = Table("feature", box=None, pad_edge=False, header_style="bold")
-    for name in ("coefficient", "standardised", "mean", "scale", "missing"):
+    several = len(found["intercept"]) > 1
+    for name in (*(["class"] if several else []), "coefficient", "standardised", "mean", "scale", "missing"):
         weights.add_column(name, justify="right")
     for row in found["largest"]:
-        numbers = [f"{row[name]:.5g}" for name in ("coefficient", "standardised", "mean", "scale")]
-        weights.add_row(Text(row["feature"]), *numbers, f"{row['missing']:.1%}")
+        label = [Text(str(found["classes"][row["output"]]))] if several else []
+        numbers = [
+            f"{row[name]:.5g}" if name in row else "" for name in ("coefficient", "standardised", "mean", "scale")
+        ]
+        weights.add_row(Text(row["feature"]), *label, *numbers, f"{row['missing']:.1%}" if "missing" in row else "")
+    if any(row["feature"].startswith("#") for row in found["largest"]):
+        about.add_row("hashed", "#... are hashes: name shards after the model to see what was hashed")
     return Group(about, Text(), weights)
 
 

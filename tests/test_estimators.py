@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from sklearn.preprocessing import PolynomialFeatures
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import streamgd as sg
+from streamgd.config import ENDLESS_ALPHA
 from streamgd.errors import ConfigError, MissingColumn, ModelFileError, SingleClass, UnusableColumns
 
 from .conftest import FLIGHTS, Write, classification, matrix, regression
 
 #: Repeated rows fall into other mini-batches than weighted ones; with one batch they are equal (test_trainer).
-EXPECTED = {"check_sample_weight_equivalence_on_dense_data": "mini-batches of repeated rows are other mini-batches"}
+EXPECTED = {
+    "check_sample_weight_equivalence_on_dense_data": "mini-batches of repeated rows are other mini-batches",
+    "check_class_weight_classifiers": "it sets n_iter_no_change without early_stopping, where it does nothing",
+}
 FACES = {"classification": (sg.SGDClassifier, classification), "regression": (sg.SGDRegressor, regression)}
 
 
@@ -115,6 +120,29 @@ def test_save_and_load(task: str, tmp_path: Path) -> None:
         sg.load(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(
+    "parameters", [{"drop": "x0"}, {"interactions": ["x0*x1"]}, {"missing_indicator": True}, {"categorical": "x2"}]
+)
+def test_loaded_models_take_the_frames_that_their_estimators_take(parameters: dict[str, Any], tmp_path: Path) -> None:
+    """The parameters are not in the file, so it is the model that says what becomes of columns."""
+    X, y = matrix(classification(300))
+    frame = pd.DataFrame({"x0": X[:, 0], "x1": X[:, 1], "x2": np.arange(300) % 3})
+    frame.loc[::7, "x1"] = np.nan
+    fitted = sg.SGDClassifier(**parameters).fit(frame, y)
+    fitted.save(tmp_path / "model.safetensors")
+    loaded = sg.load(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(loaded.decision_function(frame), fitted.decision_function(frame))
+
+
+@pytest.mark.parametrize("pairs", [["x0*x1"], ["x1*x2", "x1*x2"]])
+def test_two_features_of_one_name_are_refused(pairs: list[str]) -> None:
+    """A model that has them could not be loaded."""
+    X, y = matrix(classification(100))
+    frame = pd.DataFrame(X, columns=["x0", "x1", "x2"]).assign(**{"x0*x1": 1.0})
+    with pytest.raises(ConfigError, match=re.escape(pairs[0])):
+        sg.SGDClassifier(interactions=pairs).fit(frame, y)
+
+
 def test_partial_fit_goes_on() -> None:
     X, y = matrix(classification(3000))
     once = sg.SGDClassifier(random_state=3)
@@ -178,7 +206,11 @@ def test_in_pipelines_and_searches() -> None:
         ({"learning_rate": "optimal", "alpha": 0.0}, "alpha"),
         ({"shuffle": False, "window_rows": 10}, "window_rows"),
         ({"loss": "squared_error"}, "regression"),
-        ({"optimizer": "adam"}, "adagrad, sgd|sgd, momentum"),
+        ({"optimizer": "adamw"}, "adagrad, sgd|sgd, momentum"),
+        ({"loss": "hinge", "polish": 3}, "polish"),
+        ({"epsilon": 0.1}, "epsilon does nothing"),
+        ({"hash_bits": 18}, "hash_bits does nothing"),
+        ({"text": "x0"}, "columns with names"),
         ({"epochs": 0}, "epochs"),
         ({"batch_size": -1}, "batch_size"),
         ({"memory_limit": "much"}, "much"),
@@ -191,8 +223,9 @@ def test_parameters_that_are_wrong_or_do_nothing_are_errors(parameters: dict[str
 
 
 def test_errors_say_what_to_do() -> None:
-    named = pa.table({"carrier": ["AA", "UA"], "x": [1, 2], "dest": ["IAH", "MIA"], "late": [0, 1]})
-    with pytest.raises(UnusableColumns, match=r"carrier \(string\), dest \(string\).*--drop carrier,dest"):
+    day = pa.array([0, 1], pa.date32())
+    named = pa.table({"day": day, "x": [1, 2], "took": pa.array([0, 1], pa.duration("s")), "late": [0, 1]})
+    with pytest.raises(UnusableColumns, match=r"day \(date32.*took \(duration.*--calendar day.*--drop day,took"):
         sg.SGDClassifier().fit(named, "late")
     with pytest.raises(ConfigError, match="name of the target column"):
         sg.SGDClassifier().fit(FLIGHTS / "train", [0, 1])
@@ -209,8 +242,8 @@ def test_lists_of_numbers_are_features(alone: bool, write: Write) -> None:
     columns: dict[str, Any] = {} if alone else {"a": X[:, 0]}
     table = pa.table({**columns, "v": vectors, "y": y})
     fitted = sg.SGDClassifier().fit(write(table), "y")
-    assert list(fitted.feature_names_in_) == [*columns, "v[0]", "v[1]", "v[2]"]
-    frame = pd.DataFrame(X[:, 1:] if alone else X, columns=fitted.feature_names_in_)
+    assert list(fitted.feature_names_in_) == [*columns, "v"] and fitted.coef_.shape == (1, 3 + len(columns))
+    frame = pd.DataFrame(columns | {"v": list(X[:, 1:])})
     np.testing.assert_array_equal(fitted.decision_function(frame), fitted.decision_function(table))
     # The state goes on in whatever form rows come.
     np.testing.assert_array_equal(
@@ -224,8 +257,11 @@ def test_partial_fit_is_the_next_epoch() -> None:
     parts = sg.SGDRegressor()
     for _ in range(3):
         parts.partial_fit(X, y)
-    np.testing.assert_array_equal(parts.coef_, sg.SGDRegressor(epochs=3).fit(X, y).coef_)
-    np.testing.assert_array_equal(parts.coef_, sg.SGDRegressor(epochs=2).fit(X, y).partial_fit(X, y).coef_)
+    # Rows that come in lots may be many, so penalty and learning rate are those of many rows.
+    alike = {"alpha": parts._job.config.alpha, "eta0": parts._job.eta0}
+    np.testing.assert_array_equal(parts.coef_, sg.SGDRegressor(epochs=3, **alike).fit(X, y).coef_)
+    np.testing.assert_array_equal(parts.coef_, sg.SGDRegressor(epochs=2, **alike).fit(X, y).partial_fit(X, y).coef_)
+    assert alike["alpha"] == ENDLESS_ALPHA
 
 
 def test_partial_fit_takes_what_may_change_and_refuses_the_rest() -> None:
@@ -278,10 +314,14 @@ def test_scores_of_shards_are_scores_of_arrays(task: str, write: Write) -> None:
     assert plain != weighted
 
 
-def test_drop_names_columns_of_shards() -> None:
+def test_drop_names_columns_of_shards_and_frames() -> None:
     X, y = matrix(classification(50))
-    with pytest.raises(ConfigError, match="leave them out of X"):
-        sg.SGDClassifier(drop=["x0"]).fit(pd.DataFrame(X, columns=["x0", "x1", "x2"]), y)
+    frame = pd.DataFrame(X, columns=["x0", "x1", "x2"])
+    fitted = sg.SGDClassifier(drop=["x0"]).fit(frame, y)
+    np.testing.assert_array_equal(fitted.coef_, sg.SGDClassifier().fit(frame[["x1", "x2"]], y).coef_)
+    np.testing.assert_array_equal(fitted.predict(frame), fitted.predict(frame[["x1", "x2"]]))
+    with pytest.raises(ConfigError, match="columns with names"):
+        sg.SGDClassifier(drop=["x0"]).fit(X, y)
 
 
 def test_missing_values_are_the_mean() -> None:

@@ -6,6 +6,9 @@ The same as scripts/memory with less data twice over; figures of the full form a
 from __future__ import annotations
 
 import importlib.util
+import re
+import subprocess
+import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,9 @@ from streamgd.data.encode import Encoder
 from streamgd.data.rowgroups import Manifest
 from streamgd.errors import MemoryLimitError
 from streamgd.features import Column, FeatureSpec
-from streamgd.memoryplan import plan_memory
+from streamgd.memoryplan import Table, plan_memory
 
-from .conftest import TOP
+from .conftest import TOP, Write
 
 LIMIT = 700_000_000
 
@@ -49,13 +52,13 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 
 
 def test_peaks_stay_under_the_limit(peaks: dict[str, int]) -> None:
-    """Data of 20 and 40 times the limit, and a row group that is larger than it."""
-    assert len(peaks) == 3
+    """Data of 20 and 40 times the limit, a row group that is larger than it, and millions of different strings."""
+    assert len(peaks) == 4
     assert all(150_000_000 < peak < LIMIT for peak in peaks.values()), peaks
 
 
 def test_twice_the_data_take_no_more_memory(peaks: dict[str, int]) -> None:
-    once, twice, _ = peaks.values()
+    once, twice, *_ = peaks.values()
     assert abs(twice - once) < 0.05 * once
 
 
@@ -108,3 +111,30 @@ def test_a_plan_adds_up_or_says_what_would_do(
     assert plan(limit, 1, 0).window_rows == found.window_rows
     unlimited = plan_memory(manifest, encoder, Config(window_rows=window_rows), n_jobs, resident=resident)
     assert unlimited.window_rows == found.wanted_rows
+
+
+@given(manifests(), st.integers(10**8, 5 * 10**9), st.integers(1, 28), st.integers(1, 12), st.integers(0, 2))
+def test_a_table_of_weights_that_does_not_fit_is_smaller(
+    data: tuple[Manifest, Encoder], limit: int, bits: int, outputs: int, states: int
+) -> None:
+    """It takes no more than half of what is left, and leaves room for all else."""
+    manifest, encoder = data
+    table = Table(1 << bits, outputs, states)
+    try:
+        found = plan_memory(manifest, encoder, Config(memory_limit=limit), 1, table=table)
+    except MemoryLimitError:
+        return
+    assert found.wanted_hash_bits == bits and 0 <= found.hash_bits <= bits
+    assert found.base + found.window + found.decode + found.waiting <= limit
+    free = plan_memory(manifest, encoder, Config(), 1, table=table)
+    assert free.hash_bits == bits and free.base >= table.bytes(1 << bits)
+
+
+def test_a_smaller_table_is_said_to_be(write: Write) -> None:
+    columns = {"c": [f"v{i}" for i in range(200_000)], "y": np.arange(200_000) % 2}
+    path = write(pa.table(columns), row_group_rows=20_000)
+    command = [sys.executable, "-m", "streamgd", "train", str(path), "--target", "y", "--memory-limit", "420MB"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    assert re.search(r"lowers the table of hashed weights from 2\^19 to 2\^1[0-8]", done.stderr)
+    done = subprocess.run([*command, "--hash-bits", "28"], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 2 and "2^28 hashed weights does not fit" in done.stderr

@@ -55,37 +55,66 @@ def models(draw: st.DrawFn) -> Model:
 
     class_type = draw(st.none() | st.sampled_from(sorted(LABELS)))
     labels = LABELS[class_type or "bool"]
+    most = 2 if class_type == "bool" else 4
+    classes = sorted(draw(st.lists(labels, min_size=2, max_size=most, unique=True))) if class_type else None
+    outputs = len(classes) if classes and len(classes) > 2 else 1
+    spec = replace(FeatureSpec.raw(columns), offset=array(), fill=array(np.float32))
+    index = hashed = None
+    if draw(st.booleans()):
+        more = [Column("c" * 9, "category"), Column("t" * 9, "text"), Column("d" * 9, "hour")]
+        more.append(Column("p" * 9, "cross", parts=("c" * 9, f"hour({'d' * 9})")))
+        spec = replace(spec, columns=(*columns, *more), hash_bits=draw(st.integers(5, 28)))
+        places = draw(st.lists(st.integers(0, spec.n_slots - 1), max_size=4, unique=True))
+        index = np.array(sorted(places), np.uint32)
+        weights = st.floats(width=32, allow_nan=False, allow_infinity=False)
+        drawn = draw(st.lists(weights, min_size=len(index) * outputs, max_size=len(index) * outputs))
+        hashed = np.array(drawn, np.float32).reshape(len(index), outputs)
     return Model(
         task="classification" if class_type else "regression",
         loss="log_loss" if class_type else "squared_error",
         target=draw(text),
-        spec=FeatureSpec(tuple(columns), array(), array(np.float32)),
-        coef=array(),
-        intercept=draw(finite),
+        spec=spec,
+        coef=np.array([array() for _ in range(outputs)]).reshape(outputs, n),
+        intercept=np.array([draw(finite) for _ in range(outputs)]),
         scale=array(),
         missing=array(),
-        classes=sorted(draw(st.lists(labels, min_size=2, max_size=2, unique=True))) if class_type else None,
+        hashed_index=index,
+        hashed=hashed,
+        classes=classes,
         class_type=class_type,
         training=draw(st.dictionaries(text, plain, max_size=3)),
     )
 
 
 def content(model: Model) -> tuple[Any, ...]:
-    arrays = (model.coef, model.spec.offset, model.spec.fill, model.scale, model.missing)
+    arrays = (model.coef, model.intercept, model.spec.offset, model.spec.fill, model.scale, model.missing)
+    arrays += tuple(array for array in (model.spec.factor, model.hashed_index, model.hashed) if array is not None)
     rest = (model.task, model.loss, model.target, model.spec.columns, model.classes, model.class_type, model.training)
-    intercept = struct.pack("<d", model.intercept)  # tells -0.0 from 0.0
-    return (*((a.dtype, a.tobytes()) for a in arrays), intercept, json.dumps(rest[-1]), *map(repr, rest[:-1]))
+    rest = (model.spec.hash_bits, *rest)
+    return (*((a.dtype, a.shape, a.tobytes()) for a in arrays), json.dumps(rest[-1]), *map(repr, rest[:-1]))
 
 
+COLUMNS = (
+    Column("a", "number"),
+    Column("v", "vector", 2),
+    Column("c", "category"),
+    Column("a*c", "scaled", parts=("a", "c")),
+)
 SMALL = Model(
     task="classification",
     loss="log_loss",
     target="late",
-    spec=FeatureSpec(
-        (Column("a", "number"), Column("v", "vector", 2)), np.array([1.0, 2.0, 3.0]), np.zeros(3, np.float32)
+    spec=replace(
+        FeatureSpec.raw(COLUMNS),
+        offset=np.array([1.0, 2.0, 3.0]),
+        fill=np.zeros(3, np.float32),
+        hash_bits=4,
+        factor=np.array([0.5]),
     ),
-    coef=np.array([0.5, -0.25, 0.125]),
-    intercept=-1.5,
+    coef=np.array([[0.5, -0.25, 0.125]]),
+    intercept=np.array([-1.5]),
+    hashed_index=np.array([3, 9], np.uint32),
+    hashed=np.array([[0.5], [-2.0]], np.float32),
     scale=np.array([1.0, 2.0, 4.0]),
     missing=np.array([0.0, 0.1, 0.0]),
     classes=["no", "yes"],
@@ -164,8 +193,10 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], Any],
     tensors = load_file(path)
     raw = change(header, tensors)
     if honest and {"coef", "intercept"} <= set(tensors):
-        weights = np.append(tensors["coef"].ravel(), tensors["intercept"].ravel()).astype("<f8")
-        header["weights_sha256"] = modelfile.hashlib.sha256(weights.tobytes()).hexdigest()
+        weights = np.append(tensors["coef"].ravel(), tensors["intercept"].ravel()).astype("<f8").tobytes()
+        for name, kind in (("hashed_index", "<u4"), ("hashed", "<f4")):
+            weights += tensors[name].astype(kind).tobytes() if name in tensors else b""
+        header["weights_sha256"] = modelfile.hashlib.sha256(weights).hexdigest()
     if set(tensors) >= set(modelfile.TENSORS):
         header["sha256"] = modelfile._hash(header, tensors)
     save_file(tensors, path, metadata={modelfile.KEY: raw if isinstance(raw, str) else json.dumps(header)})
@@ -187,37 +218,57 @@ def array(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], A
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (change("format", 2), "format 2"),
+        (change("format", 3), "format 3"),
         (change("format", "1"), "not written by streamgd"),
         (change("format", True), "not written by streamgd"),
         (change("task", "ranking"), "no loss"),
         (change("task", "regression"), "no loss"),
         (change("loss", "os.system"), "no loss"),
         (change("loss", ["log_loss"]), "damaged"),
-        (change("classes", None), "two classes"),
-        (change("classes", ["no"]), "two classes"),
-        (change("classes", ["no", "maybe", "yes"]), "two classes"),
-        (change("classes", ["no", "no"]), "two labels"),
-        (change("classes", ["no", 1]), "two labels"),
+        (change("classes", None), "needs classes"),
+        (change("classes", ["no"]), "needs classes"),
+        (change("classes", ["no", "maybe", "yes"]), "coef"),
+        (change("classes", ["no", "no"]), "different labels"),
+        (change("classes", ["no", 1]), "different labels"),
         (change("classes", ["no", "\ud800"]), "damaged"),
-        (change("class_type", "int64"), "two labels"),
-        (change("class_type", "list<int8>"), "two classes"),
+        (change("class_type", "int64"), "different labels"),
+        (change("class_type", "list<int8>"), "needs classes"),
         (change("class_type", ["string"]), "damaged"),
         (change("target", None), "target"),
         (change("training", []), "training"),
-        (change("columns", []), "array"),
+        (change("columns", []), "bits"),
+        (change("columns", [column.to_json() for column in COLUMNS[:2]]), "bits"),
+        (change("columns", [column.to_json() for column in COLUMNS[:3]]), "factor"),
+        (change("columns", [column.to_json() for column in (*COLUMNS[:2], COLUMNS[3])]), "not there"),
+        (change("columns", [column.to_json() for column in (*COLUMNS, COLUMNS[2])]), "twice"),
+        (change("hash", "fnv"), "fnv"),
+        (change("hash_bits", 3), "beyond the table"),
+        (change("hash_bits", 0), "bits"),
+        (change("hash_bits", 29), "bits"),
+        (change("hash_bits", True), "bits"),
+        (array("hashed_index", np.array([9, 3], np.uint32)), "ascending"),
+        (array("hashed_index", np.array([3, 3], np.uint32)), "ascending"),
+        (array("hashed_index", np.array([3], np.uint32)), "hashed"),
+        (array("hashed", np.array([[0.5], [np.inf]], np.float32)), "NaN"),
+        (array("factor", np.array([np.nan])), "NaN"),
         (change("columns", None), "damaged"),
-        (change("columns", [{"name": "a", "kind": "number", "size": 3}]), "size"),
-        (change("columns", [{"name": "a", "kind": "code", "size": 3}]), "column"),
-        (change("columns", [{"name": 5, "kind": "vector", "size": 3}]), "column"),
-        (change("columns", [{"name": "a", "kind": "vector", "size": -3}]), "size"),
-        (change("columns", [{"name": "a", "kind": "vector", "size": 10**15}]), "array"),
-        (change("columns", [{"kind": "vector", "size": 3}]), "name"),
+        (change("columns", [{"name": "a", "kind": "number", "size": 3, "parts": [], "varied": False}]), "size"),
+        (change("columns", [{"name": "a", "kind": "code", "size": 3, "parts": [], "varied": False}]), "column"),
+        (change("columns", [{"name": 5, "kind": "vector", "size": 3, "parts": [], "varied": False}]), "column"),
+        (change("columns", [{"name": "a", "kind": "vector", "size": -3, "parts": [], "varied": False}]), "size"),
+        (
+            change(
+                "columns",
+                [COLUMNS[2].to_json(), {"name": "a", "kind": "vector", "size": 10**15, "parts": [], "varied": False}],
+            ),
+            "array",
+        ),
+        (change("columns", [{"kind": "vector", "size": 3, "parts": [], "varied": False}]), "name"),
         (lambda header, tensors: header.pop("columns"), "columns"),
         (lambda header, tensors: tensors.pop("fill"), "arrays"),
         (array("more", [1.0]), "arrays"),
-        (array("coef", [0.5, np.nan, 0.125]), "NaN"),
-        (array("coef", [0.5, np.inf, 0.125]), "NaN"),
+        (array("coef", [[0.5, np.nan, 0.125]]), "NaN"),
+        (array("coef", [[0.5, np.inf, 0.125]]), "NaN"),
         (array("intercept", [np.nan]), "NaN"),
         (array("scale", [np.nan, 1.0, 1.0]), "NaN"),
         (array("coef", np.zeros(4)), "coef"),
@@ -226,9 +277,9 @@ def array(name: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], A
         (array("fill", np.zeros(3)), "fill"),
         (lambda header, tensors: "null", "streamgd"),
         (lambda header, tensors: "[" * 100_000, "damaged"),
-        (lambda header, tensors: '{"format": 1, "training": {"loss": 1e400}}', "damaged"),
+        (lambda header, tensors: '{"format": 2, "training": {"loss": 1e400}}', "damaged"),
         *(
-            (lambda header, tensors, n=n: '{"format": 1, "x": ' + "[" * n + "]" * n + "}", "damaged")
+            (lambda header, tensors, n=n: '{"format": 2, "x": ' + "[" * n + "]" * n + "}", "damaged")
             for n in (500, 900)
         ),
         (lambda header, tensors: '{"format": 1, "format": 1}', "twice"),
@@ -250,12 +301,12 @@ def test_what_cannot_be_is_told(file: Path, spoil: Callable[..., Any], told: str
 )
 def test_labels_fit_their_type(file: Path, class_type: str, classes: list[Any]) -> None:
     rewrite(file, lambda header, tensors: header.update(class_type=class_type, classes=classes))
-    with pytest.raises(ModelFileError, match="two labels"):
+    with pytest.raises(ModelFileError, match="different labels"):
         load_model(file)
 
 
 def test_other_weights_need_another_hash(file: Path) -> None:
-    rewrite(file, array("coef", [0.5, -0.25, 0.25]), honest=False)
+    rewrite(file, array("coef", [[0.5, -0.25, 0.25]]), honest=False)
     with pytest.raises(ModelFileError, match="hash"):
         load_model(file)
 
@@ -288,7 +339,7 @@ def test_keys_of_the_outer_header_are_unique(file: Path) -> None:
     data = file.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     outer = data[8 : 8 + length].rstrip()
-    again = outer[:-1] + b',"coef":{"dtype":"F64","shape":[3],"data_offsets":[0,24]}}'
+    again = outer[:-1] + b',"coef":{"dtype":"F64","shape":[1,3],"data_offsets":[0,24]}}'
     file.write_bytes(struct.pack("<Q", len(again)) + again + data[8 + length :])
     with pytest.raises(ModelFileError, match="twice"):
         load_model(file)

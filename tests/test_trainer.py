@@ -15,15 +15,17 @@ from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 import streamgd as sg
 from streamgd.config import Config
 from streamgd.data.evaluate import evaluate, margins, mean_loss
-from streamgd.data.source import ParquetSource, TableSource, as_source
+from streamgd.data.source import ParquetSource, as_source
+from streamgd.data.table import TableSource
 from streamgd.errors import ConfigError, TooManyClasses, TrainingDiverged
 from streamgd.job import Job, hold_out, prepare
-from streamgd.kernels import reference
+from streamgd.kernels import reference, reference_losses
 from streamgd.model import Model, sigmoid
-from streamgd.optimizers import OPTIMIZERS
-from streamgd.trainer import AVERAGE_POWER, CELLS_PER_CALL, SNAPSHOTS, Progress, Result, State, train
+from streamgd.state import AVERAGE_POWER, SNAPSHOTS, Progress, Result, State
+from streamgd.trainer import CELLS_PER_CALL, train
 
 from .conftest import FLIGHTS, Write, classification, matrix, regression
+from .kernels.arguments import STEPPING as OPTIMIZERS
 
 TABLES = {"log_loss": classification, "squared_error": regression}
 # float32 rows and gradients against float64.
@@ -33,7 +35,7 @@ BATCH = {"batch_size": None, "optimizer": "nesterov", "learning_rate": "constant
 
 
 def fit(data: Any, *, callback: Any = None, **parameters: Any) -> Result:
-    kept = ("weight", "drop", "classes", "validation")
+    kept = ("weight", "classes", "validation")
     rest = {name: parameters.pop(name) for name in kept if name in parameters}
     if "validation" in rest:
         rest["validation"] = as_source(rest["validation"])
@@ -50,23 +52,24 @@ class Plain:
 
     def __init__(self, job: Job, batches: Iterator[Any], rows: int) -> None:
         config, spec, n = job.config, job.encoder.spec, len(job.inverse_scale)
-        loss, value = reference.LOSSES[job.loss.code], 0.0
-        self.params = State.start(job).params
+        loss, value = reference_losses.LOSSES[job.loss.code], 0.0
+        loss_args = np.array(config.loss_args(job.loss, job.labels.scale))
+        self.params = State.start(job).params[0]
         self.average, snapshots, seen = self.params.copy(), 0, 0
-        slots = np.zeros((config.method.slots, n + 1))
-        rates = np.array(config.schedule_args(job.eta0))
+        slots = np.zeros((2, n + 1))
+        rates = np.array(config.schedule_args(job.eta0, -(-rows // job.batch_rows)))
         for step, (X, y) in enumerate(batches):
             X = (X.astype(np.float64) - spec.offset) * job.inverse_scale
             if job.labels.task == "regression":
                 y = (y.astype(np.float64) - job.labels.mean) / job.labels.scale
-            values, r = loss(X @ self.params[:n] + self.params[n], y)
+            values, r = loss(X @ self.params[:n] + self.params[n], y, loss_args)
             value += values.sum()
             gradient = np.append(X.T @ r, r.sum()) / len(y)
-            gradient[:n] += config.l2 * self.params[:n]
             gradient[n] *= config.fit_intercept
-            eta = reference.learning_rate(config.schedule.code, rates, step)
+            before, eta = (reference.learning_rate(config.schedule.code, rates, t) for t in (max(step - 1, 0), step))
             optimizer_args = np.array(config.optimizer_args())
-            reference.update(config.method.code, optimizer_args, eta, gradient, self.params, slots)
+            pull = config.l1, config.l2, job.spread
+            reference.update(config.method.code, optimizer_args, before, eta, step, *pull, gradient, self.params, slots)
             seen += len(y)
             if seen % -(-rows // SNAPSHOTS) == 0:
                 snapshots += 1
@@ -79,7 +82,7 @@ def weights(job: Job, model: Model) -> Any:
     """Weights of scaled features, from the coefficients of features as they are."""
     scale = job.labels.scale
     intercept = model.intercept + model.coef @ job.encoder.spec.offset - job.labels.mean
-    return np.append(model.coef / job.inverse_scale, intercept) / scale
+    return np.append(model.coef[0] / job.inverse_scale, intercept) / scale
 
 
 def batches(path: Path, epochs: int, *, seed: int = 3, batch_size: int = 37) -> Iterator[Any]:
@@ -134,8 +137,8 @@ def test_the_average_is_weighted_towards_the_end(write: Write) -> None:
 def test_no_batch_size_is_batch_gradient_descent_on_all_shards(write: Write, loss: str, optimizer: str) -> None:
     table = TABLES[loss](1000)
     path = write(table, shards=4, row_group_rows=90)
-    # The intercept starts at the base rate, where its first gradient is rounding, which AdaGrad makes a whole step of.
-    free = optimizer != "adagrad"
+    # The intercept starts at the base rate, where its first gradient is rounding, of which AdaGrad makes a whole step.
+    free = not OPTIMIZERS[optimizer].scale_free
     config = Config(batch_size=None, optimizer=optimizer, epochs=20, loss=loss, fit_intercept=free)
     job, data = prepare(ParquetSource(path), "y", config)
     result = train(job, data, State.start(job))
@@ -191,8 +194,8 @@ def test_batch_gradient_descent_reaches_the_logistic_regression_of_others(fit_in
         table, alpha=alpha, standardize=False, fit_intercept=fit_intercept, eta0=0.1, epochs=2000, **BATCH
     ).model
     other = LogisticRegression(C=1 / (alpha * len(y)), fit_intercept=fit_intercept, tol=1e-10, max_iter=1000).fit(X, y)
-    assert np.allclose(model.coef, other.coef_[0], rtol=1e-4, atol=1e-5)
-    assert model.intercept == pytest.approx(float(np.ravel(other.intercept_)[0]), rel=1e-4, abs=1e-5)
+    assert np.allclose(model.coef, other.coef_, rtol=1e-4, atol=1e-5)
+    assert model.intercept[0] == pytest.approx(float(np.ravel(other.intercept_)[0]), rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
@@ -207,21 +210,25 @@ def test_batch_gradient_descent_reaches_the_least_squares_of_others(fit_intercep
         Ridge(alpha * len(y), fit_intercept=fit_intercept) if alpha else LinearRegression(fit_intercept=fit_intercept)
     )
     other.fit(X, y)
-    assert np.allclose(model.coef, other.coef_, rtol=1e-4, atol=1e-4)
-    assert model.intercept == pytest.approx(float(other.intercept_), rel=1e-4, abs=1e-4)
+    assert np.allclose(model.coef[0], other.coef_, rtol=1e-4, atol=1e-4)
+    assert model.intercept[0] == pytest.approx(float(other.intercept_), rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_the_penalty_is_of_scaled_weights(optimizer: str) -> None:
-    # The optimum on features that others scaled alike; each optimizer finds it.
+def test_the_penalty_is_of_weights_of_standardised_features(optimizer: str) -> None:
+    # The optimum on features of unit variance; each optimizer finds it.
     table = classification(1000)
     X, y = matrix(table)
     job, _ = prepare(TableSource(table), "y", Config())
-    Z = (X - X.mean(0)) * job.inverse_scale
+    Z = (X - X.mean(0)) / job.scales.scale
     alpha = 0.05
     other = LogisticRegression(C=1 / (alpha * len(y)), tol=1e-10).fit(Z, y)
-    model = fit(table, alpha=alpha, batch_size=None, optimizer=optimizer, learning_rate="constant", epochs=3000).model
-    assert np.allclose(model.coef / job.inverse_scale, other.coef_[0], rtol=1e-3, atol=1e-4)
+    # RMSProp's steps stay as long as its rate, so that must fall.
+    schedule = "invscaling" if optimizer == "rmsprop" else "constant"
+    parameters = {"power_t": 0.5} if schedule == "invscaling" else {}
+    parameters |= {"batch_size": None, "learning_rate": schedule, "epochs": 3000}
+    model = fit(table, alpha=alpha, optimizer=optimizer, **parameters).model
+    assert np.allclose(model.coef * job.scales.scale, other.coef_, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("loss", TABLES)
@@ -374,10 +381,11 @@ def test_the_window_is_reported(write: Write) -> None:
     assert fit(path).window_rows == 1000  # small data are one window
 
 
-def test_what_two_classes_cannot_be_is_told() -> None:
+@pytest.mark.parametrize("loss", ["hinge", "squared_hinge", "perceptron", "modified_huber"])
+def test_losses_of_two_classes_do_not_take_more(loss: str) -> None:
     table = pa.table({"x": [1.0, 2.0, 3.0], "y": ["a", "b", "c"]})
-    with pytest.raises(TooManyClasses, match="3 classes"):
-        fit(table)
+    with pytest.raises(TooManyClasses, match=r"3 classes.*log_loss"):
+        fit(table, loss=loss)
 
 
 def test_callbacks_hear_of_every_epoch(write: Write) -> None:
@@ -427,6 +435,6 @@ def test_log_odds_begin_at_the_base_rate() -> None:
     table = classification(1000)
     job, _ = prepare(TableSource(table), "y", Config())
     share = table["y"].to_numpy().mean()
-    assert sigmoid(State.start(job).params[-1:])[0] == pytest.approx(share)
+    assert sigmoid(State.start(job).params[0, -1:])[0] == pytest.approx(share)
     job, _ = prepare(TableSource(table), "y", Config(fit_intercept=False))
     assert not State.start(job).params.any()

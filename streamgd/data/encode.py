@@ -3,119 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..errors import (
-    ConfigError,
-    ListLengthMismatch,
-    MissingColumn,
-    NonFiniteFeature,
-    UnusableColumns,
-)
+from ..errors import ListLengthMismatch, NonFiniteFeature
 from ..features import Column, FeatureSpec, Layout
 from ..kernels import layout as kernels
-from .buffers import CODES, Buffers, buffers, floats, is_number, native, native_batch, native_type
+from . import strings
+from .buffers import CODES, Buffers, buffers, floats, native, native_batch, native_type
 from .target import Target, sample_weights
+from .vectors import CENTRE_ROWS, middles, vector_parts
 
 BATCH_BYTES = 16 << 20
 BATCH_ROWS = (128, 65_536)
-CENTRE_ROWS = 32
 LINE_CELLS = 16
-#: Where pandas puts an index that it writes; an index is no feature.
-PANDAS_INDEX = re.compile(r"__index_level_\d+__")
-
-
-def is_vector(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is a list of numbers."""
-    types = pa.types
-    return bool(
-        (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
-        and is_number(kind.value_type)
-        and not types.is_dictionary(kind.value_type)
-    )
-
-
-def require(schema: pa.Schema, name: str, role: str) -> None:
-    """Raise MissingColumn if a schema lacks a column; ``role`` says what it is for."""
-    if name not in schema.names:
-        raise MissingColumn(f"{role} column {name!r} is not in the data, which have {', '.join(schema.names)}.")
-
-
-def feature_fields(
-    schema: pa.Schema,
-    target: str | None = None,
-    weight: str | None = None,
-    drop: Sequence[str] = (),
-    only: Sequence[str] | None = None,
-) -> list[pa.Field]:
-    """Fields of a schema that become features: all but target, weight, ``drop`` and an index of pandas, or ``only``.
-
-    Raises
-    ------
-    MissingColumn
-        ``target``, ``weight`` or a column in ``drop`` is not in the schema.
-    UnusableColumns
-        Columns are left that cannot be features, or none is left; the message lists them.
-    """
-    named = [("target", target), ("weight", weight), *(("drop", name) for name in drop)]
-    for name in (target, weight):
-        if name is not None and name in drop:
-            raise ConfigError(f"column {name!r} is dropped, but it is the target or the weight; leave it out of drop.")
-    for role, name in [*named, *(("feature", name) for name in only or ())]:
-        if name is not None:
-            require(schema, name, role)
-    left = only
-    if left is None:
-        taken = (target, weight, *drop)
-        left = [name for name in schema.names if name not in taken and not PANDAS_INDEX.fullmatch(name)]
-    fields = [schema.field(name) for name in left]
-    unusable = [field for field in fields if not is_number(field.type) and not is_vector(field.type)]
-    if unusable:
-        listed = ", ".join(f"{field.name} ({field.type})" for field in unusable)
-        names = ",".join(field.name for field in unusable)
-        raise UnusableColumns(
-            f"columns that are neither numbers nor lists of numbers cannot be features yet: {listed}. "
-            f"Leave them out with --drop {names} (drop= in Python)."
-        )
-    if not fields:
-        raise UnusableColumns("no column is left to learn from: every column is the target, the weight or dropped.")
-    return fields
-
-
-def _middles(values: pa.Array, starts: NDArray[np.int64], size: int) -> NDArray[np.float64]:
-    """Median of the first few numbers at each place of lists that begin at ``starts``; 0 where there is none."""
-    places = starts[:CENTRE_ROWS, np.newaxis] + np.arange(size)
-    few = floats(values.take(pa.array(places.ravel(), pa.int64()))).reshape(places.shape)
-    middles = np.zeros(size)
-    for j in range(size):
-        found = few[np.isfinite(few[:, j]), j]
-        if len(found) == 0 and len(starts) > len(few):  # many are missing
-            column = floats(values.take(pa.array(starts + j)))
-            found = column[np.isfinite(column)][:CENTRE_ROWS]
-        if len(found):
-            middles[j] = np.sort(found)[len(found) // 2]
-    return middles
-
-
-def vector_parts(values: pa.Array) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
-    """Child values, start of each row's list in them, whether the row has a list, and its length.
-
-    A slice of lists refers to the values of the whole: those outside of it are left out, for values may be converted.
-    """
-    n = len(values)
-    present = np.ones(n, np.bool_) if values.null_count == 0 else values.is_valid().to_numpy(zero_copy_only=False)
-    if pa.types.is_fixed_size_list(values.type):
-        size = values.type.list_size
-        child = values.values.slice(values.offset * size, n * size)
-        return child, np.arange(n, dtype=np.int64) * size, present, np.full(n, size, np.int64)
-    ends = values.offsets.to_numpy().astype(np.int64)
-    return values.values.slice(ends[0], ends[-1] - ends[0]), ends[:-1] - ends[0], present, np.diff(ends)
 
 
 @dataclass(frozen=True)
@@ -167,17 +72,28 @@ class Encoder:
         Column of sample weights.
     weight_scale : float
         Weights are multiplied by it (1 / their mean in training).
+    class_weight : ndarray of float64, shape (n_classes,), or None
+        Factor of the weight of the rows of each class.
     """
 
     spec: FeatureSpec
     target: Target | None = None
     weight: str | None = None
     weight_scale: float = 1.0
+    class_weight: NDArray[np.float64] | None = None
+    dictionaries: strings.DictionaryHashes = field(default_factory=strings.DictionaryHashes, repr=False, compare=False)
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """Where things lie in an encoded row."""
-        return Layout(self.spec.n_features, self.target is not None, self.weight is not None)
+        return Layout(
+            self.spec.n_features,
+            self.target is not None,
+            self.weight is not None or self.class_weight is not None,
+            len(self.spec.group("index")) + len(self.spec.group("scaled")),
+            len(self.spec.group("scaled")),
+            len(self.spec.group("text")),
+        )
 
     @property
     def columns(self) -> list[str]:
@@ -189,7 +105,7 @@ class Encoder:
     @property
     def row_values(self) -> int:
         """Values that are decoded for a row; a list is as many as it is long."""
-        return self.spec.n_features + self.layout.has_target + self.layout.has_weight
+        return self.spec.n_inputs + self.layout.has_target + self.layout.has_weight
 
     def new_rows(self, n: int) -> NDArray[np.float32]:
         """Memory for n encoded rows; rows begin where cache lines do, so that a random row touches no line more."""
@@ -204,26 +120,30 @@ class Encoder:
         return min(max(BATCH_BYTES // self.layout.row_bytes, BATCH_ROWS[0]), BATCH_ROWS[1])
 
     def centres(self, batch: pa.RecordBatch) -> NDArray[np.float64]:
-        """A typical value of each feature: the median of its first few in a batch, or 0; float64[n_features]."""
-        heads = np.full((len(self.spec.columns), CENTRE_ROWS), np.nan)
-        for i, column in enumerate(self.spec.columns):
-            if column.kind == "number":
-                head = native(batch.column(column.name).slice(0, CENTRE_ROWS)).to_numpy(zero_copy_only=False)
+        """A typical value of each dense feature: the median of its first few in a batch, or 0; float64[n_features]."""
+        batch = self._with_derived(batch)
+        columns = self.spec.group("dense")
+        heads = np.full((len(columns), CENTRE_ROWS), np.nan)
+        for i, column in enumerate(columns):
+            if column.kind != "vector":
+                head = native(batch.column(_name(column)).slice(0, CENTRE_ROWS)).to_numpy(zero_copy_only=False)
                 heads[i, : len(head)] = head
         heads[np.isinf(heads)] = np.nan
         heads.sort(axis=1)  # NaN last
         counts = np.isfinite(heads).sum(axis=1)
         found = [np.empty(0)]
-        for column, head, count in zip(self.spec.columns, heads, counts, strict=True):
-            values = batch.column(column.name)
+        for column, head, count in zip(columns, heads, counts, strict=True):
+            values = batch.column(_name(column))
             if column.kind == "vector":
                 child, starts, present, lengths = vector_parts(values)
-                found.append(_middles(child, starts[present & (lengths == column.size)], column.size))
+                found.append(middles(child, starts[present & (lengths == column.size)], column.size))
             else:
-                found.append(head[count // 2, np.newaxis] if count else _middles(values, np.arange(len(values)), 1))
+                found.append(head[count // 2, np.newaxis] if count else middles(values, np.arange(len(values)), 1))
         return np.concatenate(found)
 
-    def encode(self, batch: pa.RecordBatch, out: NDArray[np.float32], where: str) -> int:
+    def encode(
+        self, batch: pa.RecordBatch, out: NDArray[np.float32], where: str, alive: list[NDArray[np.uint32]]
+    ) -> int:
         """Encode a batch into the first rows of ``out``.
 
         Parameters
@@ -231,10 +151,12 @@ class Encoder:
         batch : pyarrow.RecordBatch
             At least the columns of `columns`.
         out : ndarray of float32, shape (>= n, stride)
-            Takes the rows. Cells after the last used one keep what they have, or become 0; they must be finite
-            before (`new_rows`), since kernels multiply them by 0.
+            Takes the rows. Cells between the target and the hashes keep what they have, or become 0; they must be
+            finite before (`new_rows`), since kernels multiply them by 0.
         where : str
             Shard and row group, for messages.
+        alive : list of ndarray
+            Takes the hashes of texts, to which rows hold addresses: to be kept as long as the rows are used.
 
         Returns
         -------
@@ -243,24 +165,64 @@ class Encoder:
         """
         n: int = batch.num_rows
         out = out[:n]
-        y = w = None
-        if self.target is not None:
-            y = self.target.encode(batch.column(self.target.name), where)
-        if self.weight is not None:
-            weights = sample_weights(batch.column(self.weight), self.weight, where)
-            w = (weights * self.weight_scale).astype(np.float32)
-        for run in self._runs(batch.schema):
+        y = self.target.encode(batch.column(self.target.name), where) if self.target is not None else None
+        w = self._weights(batch, y, where)
+        numbers = self._with_derived(batch)
+        for run in self._runs(numbers.schema):
             if isinstance(run, _Numbers):
-                self._numbers(run, batch, [cells for cells in (y, w) if cells is not None], out, where)
+                self._numbers(run, numbers, [cells for cells in (y, w) if cells is not None], out, where)
             else:
                 column, cell = run
-                self._vector(column, batch.column(column.name), cell, out, where)
+                self._vector(column, numbers.column(column.name), cell, out, where)
+        if self.layout.n_index or self.layout.n_text:
+            alive += self._hashes(batch, out.view(np.uint32))
         if y is None or not np.isnan(y.sum()):
             return n
         keep = ~np.isnan(y)
         kept = int(keep.sum())
         out[:kept] = out[keep]
         return kept
+
+    def _weights(self, batch: pa.RecordBatch, y: NDArray[np.float32] | None, where: str) -> NDArray[np.float32] | None:
+        if not self.layout.has_weight:
+            return None
+        weights = np.ones(batch.num_rows)
+        if self.weight is not None:
+            weights = sample_weights(batch.column(self.weight), self.weight, where)
+        if self.class_weight is not None and y is not None:
+            weights = weights * self.class_weight[np.nan_to_num(y).astype(np.intp)]
+        return (weights * self.weight_scale).astype(np.float32)
+
+    def _with_derived(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch, and columns of numbers that are made of its columns."""
+        derived = [column for column in self.spec.group("dense") if column.kind in ("product", "missing")]
+        if not derived:
+            return batch
+        arrays, names = list(batch.columns), list(batch.schema.names)
+        for column in derived:
+            if column.kind == "missing":
+                values = np.isnan(floats(batch.column(column.name))).astype(np.float64)
+            else:
+                left, right = (floats(batch.column(part)) for part in column.parts)
+                with np.errstate(over="ignore", invalid="ignore"):  # refused with the column it comes from
+                    values = left * right
+            arrays.append(pa.array(values))
+            names.append(_name(column))
+        return pa.RecordBatch.from_arrays(arrays, names=names)
+
+    def _hashes(self, batch: pa.RecordBatch, out: NDArray[np.uint32]) -> list[NDArray[np.uint32]]:
+        cell, text = self.layout.width, self.layout.text_cell
+        index, scaled = self.spec.group("index"), self.spec.group("scaled")
+        plain = [column for column in index if column.kind != "cross"]
+        crossed = [column for column in index if column.kind == "cross"]
+        strings.write_indices(plain, batch, cell, out, self.dictionaries)
+        for columns, first in ((crossed, cell + len(plain)), (scaled, cell + len(index))):
+            parts = [tuple(self.spec.cell(part) + cell for part in column.parts) for column in columns]
+            strings.write_pairs(columns, [(a if columns is crossed else -1, b) for a, b in parts], first, out)
+        return [
+            strings.write_text(column, batch.column(column.name), text + 3 * i, out)
+            for i, column in enumerate(self.spec.group("text"))
+        ]
 
     def _runs(self, schema: pa.Schema) -> list[_Numbers | tuple[Column, int]]:
         """Neighbouring columns of numbers, which are encoded together, and single vectors with their cells."""
@@ -269,10 +231,10 @@ class Encoder:
             return known[1]
         runs: list[_Numbers | tuple[Column, int]] = []
         cell = 0
-        for number, group in itertools.groupby(self.spec.columns, lambda column: column.kind == "number"):
+        for number, group in itertools.groupby(self.spec.group("dense"), lambda column: column.kind != "vector"):
             columns = list(group)
             if number:
-                runs.append(_Numbers.plan(schema, [column.name for column in columns], cell, self.spec))
+                runs.append(_Numbers.plan(schema, [_name(column) for column in columns], cell, self.spec))
                 cell += len(columns)
             else:
                 for column in columns:
@@ -335,7 +297,13 @@ class Encoder:
             raise _not_finite(column.name, infinite, where)
 
 
+def _name(column: Column) -> str:
+    """Name of the column of numbers that a dense feature comes from, in a batch with derived columns."""
+    return column.name if column.kind in ("number", "vector") else f"\0{column.label}"
+
+
 def _not_finite(name: str, count: int, where: str) -> NonFiniteFeature:
+    name = name.lstrip("\0")
     return NonFiniteFeature(
         f"{where}: column {name!r} holds infinity, or a number too large for float32, in {count} place(s); features "
         f"must be finite (null and NaN count as missing). Mend the data or leave the column out with --drop {name}."

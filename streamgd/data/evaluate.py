@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..errors import AllNullTarget, BadWeight, SchemaMismatch
-from ..metrics import BinaryMetrics, RegressionMetrics
-from ..model import Model, sigmoid
-from .buffers import is_number
-from .encode import Encoder, is_vector, require
+from ..errors import AllNullTarget, BadWeight
+from ..kernels.reference_losses import LOSSES as TWINS
+from ..losses import LOSSES
+from ..metrics import BinaryMetrics, MulticlassMetrics, RegressionMetrics
+from ..model import Model, log_softmax
+from .columns import check_columns, require
+from .encode import Encoder
 from .rowgroups import Source
 from .target import Target, sample_weights
 from .threads import consecutive, ordered, parallel
+
+AnySource = TypeVar("AnySource", bound=Source)
 
 #: Parts that are scored at once and merged in order: at most so many, and for metrics (the bins of a ROC AUC cost 8 ms
 #: a part) each of at least so many rows. They follow from the data, so that the number of threads changes no digit.
@@ -28,16 +32,16 @@ def model_encoder(model: Model, source: Source) -> Encoder:
 
     Raises
     ------
-    MissingColumn
+    MissingColumn, SchemaMismatch
         The data lack a column of the model, or hold it with a type that is not of its kind.
     """
-    schema = source.schema
-    for column in model.spec.columns:
-        require(schema, column.name, "the model's")
-        kind = schema.field(column.name).type
-        if not (is_number(kind) if column.kind == "number" else is_vector(kind)):
-            raise SchemaMismatch(f"the model's column {column.name!r} is a {column.kind}, but the data hold {kind}.")
+    check_columns(model.spec.columns, source.schema)
     return Encoder(model.spec)
+
+
+def with_dictionaries(source: AnySource, model: Model) -> AnySource:
+    """The source, whose categories come as dictionaries where it has them so."""
+    return source.with_dictionaries(model.spec.dictionaries)
 
 
 def model_classes(model: Model) -> pa.Array | None:
@@ -57,7 +61,8 @@ def encoded(
     rows = encoder.new_rows(min(n, encoder.batch_rows))
     reader = source.open(row_group, columns, encoder.batch_rows)
     for batch in reader.read(n):
-        yield batch, rows[: encoder.encode(batch, rows, where)]
+        texts: list[NDArray[np.uint32]] = []  # rows refer to them, so they live until the next
+        yield batch, rows[: encoder.encode(batch, rows, where, texts)]
     reader.finish()
 
 
@@ -81,55 +86,96 @@ def evaluate(
     BadWeight
         See `sample_weights`; or all weights are zero.
     """
-    encoder = model_encoder(model, source)
-    y = Target(target or model.target, model_classes(model))
-    require(source.schema, y.name, "target")
-    extra = [y.name] if weight is None else [y.name, weight]
-    kind = BinaryMetrics if model.task == "classification" else RegressionMetrics
+    encoder, source = model_encoder(model, source), with_dictionaries(source, model)
+
+    def metrics_of() -> Any:
+        if model.task == "regression":
+            return RegressionMetrics()
+        return BinaryMetrics() if model.n_outputs == 1 else MulticlassMetrics(model.n_outputs)
 
     def score(row_groups: range) -> Any:
-        metrics = kind()
-        for row_group in row_groups:
-            where = source.describe(row_group)
-            for batch, rows in encoded(source, encoder, row_group, extra):
-                truth = y.codes(batch.column(y.name), where) if y.classes else y.numbers(batch.column(y.name), where)
-                weights = None if weight is None else sample_weights(batch.column(weight), weight, where)
-                known = ~np.isnan(truth)
-                metrics.update(model.margins(rows)[known], truth[known], None if weights is None else weights[known])
+        metrics = metrics_of()
+        for margin, truth, weights in _scored(source, model, encoder, row_groups, y, weight):
+            scores = margin if model.task == "classification" else model.values(margin)
+            metrics.update(log_softmax(scores) if scores.ndim == 2 else scores, truth, weights)
         return metrics
 
-    metrics = kind()
+    y = Target(target or model.target, model_classes(model))
+    require(source.schema, y.name, "target")
+    metrics = metrics_of()
     parts = consecutive(source.manifest.n_row_groups, min(PARTS, 1 + source.manifest.n_rows // PART_ROWS))
     for part in ordered(score, parts, n_jobs):
         metrics.merge(part)
-    result = metrics.compute()
+    result: dict[str, Any] = metrics.compute()
     if not result["rows"]:
         raise AllNullTarget(
             f"target {y.name!r} is null in all {source.manifest.n_rows} rows: there is nothing to score."
         )
-    if result["log_loss" if kind is BinaryMetrics else "rmse"] is None:
+    if result["accuracy" if model.task == "classification" else "rmse"] is None:
         raise BadWeight(f"weight column {weight!r} is 0 in every row with a target.")
+    if model.task == "classification" and LOSSES[model.loss].link != "logit":
+        result["log_loss"] = None  # the margins are no log-odds
     result["skipped_rows"] = source.manifest.n_rows - int(result["rows"] or 0)
     return result
 
 
-def mean_loss(source: Source, model: Model, *, weight: str | None = None, n_jobs: int = 1) -> float:
-    """Mean of the model's own loss: log loss, or half the squared error."""
-    metrics = evaluate(source, model, weight=weight, n_jobs=n_jobs)
-    return float(metrics["log_loss"] if model.task == "classification" else 0.5 * metrics["rmse"] ** 2)
+def _scored(
+    source: Source, model: Model, encoder: Encoder, row_groups: range, y: Target, weight: str | None
+) -> Iterator[tuple[NDArray[np.float64], NDArray[Any], NDArray[np.float64] | None]]:
+    """Margins, targets and weights of the rows of row groups that have a target."""
+    extra = [y.name] if weight is None else [y.name, weight]
+    for row_group in row_groups:
+        where = source.describe(row_group)
+        for batch, rows in encoded(source, encoder, row_group, extra):
+            truth = y.codes(batch.column(y.name), where) if y.classes else y.numbers(batch.column(y.name), where)
+            weights = None if weight is None else sample_weights(batch.column(weight), weight, where)
+            known = ~np.isnan(truth)
+            margin = model.margins(rows, encoder.layout)
+            yield margin[known], truth[known], None if weights is None else weights[known]
+
+
+def mean_loss(
+    source: Source, model: Model, loss_args: Sequence[float] = (0.0, 0.0), *, weight: str | None = None, n_jobs: int = 1
+) -> float:
+    """Mean of the model's own loss, in units of the target; ``loss_args`` are the loss's parameters in these units."""
+    encoder, source = model_encoder(model, source), with_dictionaries(source, model)
+    y = Target(model.target, model_classes(model))
+    twin, args = TWINS[LOSSES[model.loss].code], np.array(loss_args)
+
+    def score(row_groups: range) -> tuple[float, float, int]:
+        total, weight_sum, n = 0.0, 0.0, 0
+        for margin, truth, weights in _scored(source, model, encoder, row_groups, y, weight):
+            if margin.ndim == 2:
+                value = -log_softmax(margin)[np.arange(len(truth)), truth.astype(np.intp)]
+            else:
+                value = twin(margin, truth.astype(np.float64), args)[0]
+            weights = np.ones(len(truth)) if weights is None else weights
+            total, weight_sum, n = total + float(weights @ value), weight_sum + float(weights.sum()), n + len(truth)
+        return total, weight_sum, n
+
+    parts = consecutive(source.manifest.n_row_groups, min(PARTS, 1 + source.manifest.n_rows // PART_ROWS))
+    sums = np.array(list(ordered(score, parts, n_jobs))).sum(axis=0)
+    if sums[2] == 0:
+        raise AllNullTarget(
+            f"target {y.name!r} is null in all {source.manifest.n_rows} rows: there is nothing to score."
+        )
+    if not sums[1] > 0:
+        raise BadWeight(f"weight column {weight!r} is 0 in every row with a target.")
+    return float(sums[0] / sums[1])
 
 
 def margins(source: Source, model: Model, n_jobs: int = 1) -> NDArray[np.float64]:
-    """Margins of all rows of a source, in order; float64[n]."""
-    encoder = model_encoder(model, source)
-    out = np.empty(source.manifest.n_rows)
+    """Margins of all rows of a source, in order; float64[n], or float64[n, n_outputs]."""
+    encoder, source = model_encoder(model, source), with_dictionaries(source, model)
+    n = source.manifest.n_rows
+    out = np.empty(n if model.n_outputs == 1 else (n, model.n_outputs))
     ends = np.cumsum(source.manifest.rows)
 
     def fill(row_groups: range) -> None:
         for row_group in row_groups:
             place = int(ends[row_group] - source.manifest.rows[row_group])
             for _, rows in encoded(source, encoder, row_group):
-                out[place : place + len(rows)] = model.margins(rows)
+                out[place : place + len(rows)] = model.margins(rows, encoder.layout)
                 place += len(rows)
 
     parts = consecutive(source.manifest.n_row_groups, PARTS)
@@ -141,9 +187,15 @@ def margins(source: Source, model: Model, n_jobs: int = 1) -> NDArray[np.float64
 
 
 def predictions(model: Model, margin: NDArray[np.float64]) -> dict[str, pa.Array]:
-    """Output columns for margins: ``prediction``, and for classes the ``probability`` of the second."""
+    """Output columns for margins: ``prediction``, and for classes the probability of the second, or of each."""
     classes = model_classes(model)
     if classes is None:
-        return {"prediction": pa.array(margin)}
-    labels = classes.take(pa.array((margin > 0).astype(np.int8)))
-    return {"prediction": labels, "probability": pa.array(sigmoid(margin))}
+        return {"prediction": pa.array(model.values(margin))}
+    columns = {"prediction": classes.take(pa.array(model.codes(margin)))}
+    probabilities = model.probabilities(margin)
+    if probabilities is None:
+        return columns
+    if len(classes) == 2:
+        return columns | {"probability": pa.array(probabilities[:, 1])}
+    labels = [str(label) for label in model.classes or ()]
+    return columns | {f"probability_{label}": pa.array(probabilities[:, k]) for k, label in enumerate(labels)}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import AllNullTarget, BadWeight, NonFiniteTarget, SingleClass, TargetError, TooManyClasses
 from .buffers import is_number
-from .encode import require
+from .columns import require
 from .rowgroups import Source
 from .target import Target, sample_weights
 from .threads import consecutive, ordered

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 from ..atomic import replacing
 from ..errors import ConfigError
 from ..model import Model
-from .encode import require
-from .evaluate import encoded, model_encoder, predictions
+from .columns import require
+from .evaluate import encoded, model_encoder, predictions, with_dictionaries
 from .source import ParquetSource
 from .threads import parallel
+from .widen import plain
 
 
 def write_predictions(
@@ -56,7 +57,7 @@ def write_predictions(
         A column to keep is not in the data, has the name of an output column, or is named twice; or predictions would
         be written over the data.
     """
-    outputs = predictions(model, np.empty(0))
+    outputs = predictions(model, np.empty(0 if model.n_outputs == 1 else (0, model.n_outputs)))
     for name in keep:
         require(source.schema, name, "keep")
         if name in outputs:
@@ -78,7 +79,7 @@ def write_predictions(
             f"--out {os.fspath(out)} would replace the input shard {overwritten[0]}; give another directory."
         )
     schema = pa.schema([*(source.schema.field(name) for name in keep), *((n, a.type) for n, a in outputs.items())])
-    encoder = model_encoder(model, source)
+    encoder, source = model_encoder(model, source), with_dictionaries(source, model)
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -89,8 +90,8 @@ def write_predictions(
         with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
             for row_group in range(*np.searchsorted(source.manifest.shard, [shard, shard + 1])):
                 for batch, encoded_rows in encoded(source, encoder, row_group, keep):
-                    columns = [batch.column(name) for name in keep]
-                    columns += predictions(model, model.margins(encoded_rows)).values()
+                    columns = [plain(batch.column(name), schema.field(name).type) for name in keep]
+                    columns += predictions(model, model.margins(encoded_rows, encoder.layout)).values()
                     writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
                     rows += batch.num_rows
         if done is not None:

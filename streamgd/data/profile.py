@@ -1,33 +1,38 @@
-"""What a seeded sample of row groups tells before training: lengths of lists, means, scales, missing shares.
+"""What a seeded sample of row groups tells before training: means, scales, missing shares, numbers of hashed features.
 
 The profile is frozen for the run and stored in the model, so nothing drifts and everything can be resumed.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..errors import UnusableColumns
-from ..features import Column, FeatureSpec
+from ..features import MOST_HASH_BITS
 from ..kernels.moments import add_moments
-from .buffers import is_number
-from .encode import Encoder, feature_fields, vector_parts
+from .encode import Encoder
 from .moments import Moments
 from .rowgroups import Source
 from .shuffle import SAMPLE, random_order
-from .threads import parallel
+from .threads import ordered
 
 #: Rows up to which the sample is all rows.
 WHOLE_SAMPLE_ROWS = 262_144
 #: Else the sample is one piece of so many rows from each of so many row groups (one in 32, in bounds).
 PIECE_ROWS = 16_384
 SAMPLE_ROW_GROUPS = (8, 32)
+#: Of hashes that are more than so many in the sample, and of the n-grams of texts, those are counted that begin with
+#: so many zero bits: one in 16.
+MOST_COUNTED, ZEROS = 1 << 22, 4
+#: A category is varied if more than this share of the values of a record batch are different.
+VARIED = 0.3
+#: Slots for each hashed feature: 16 while the table fits a processor's cache (2^18 slots of 16 bytes), else 2.
+SLOTS, CACHED_SLOTS, CACHED_BITS = 2, 16, 18
+
+_NONE = np.empty(0, np.uint32)
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,20 @@ class Scales:
     Attributes
     ----------
     mean, scale : ndarray of float64, shape (n_features,)
-        Mean and standard deviation (1 for a constant).
+        Mean and standard deviation (1 for a constant) of dense features.
     magnitude : ndarray of float64, shape (n_features,)
         Typical distance from the mean of the values that matter, the root of E x^4 / E x^2: for a normal feature
         1.7 standard deviations, for a rare 0/1 feature 1, where a standard deviation would be far too small.
     missing : ndarray of float64, shape (n_features,)
         Share of missing values.
+    distinct : int
+        Estimated number of hashed features in all rows.
+    words : float
+        Mean number of n-grams a row.
+    most_words : float
+        The same in the piece of the sample that has most.
+    varied : tuple of str
+        Labels of categories most of whose values are different in a piece of the sample.
     sampled : int
         Rows of the sample.
     """
@@ -51,48 +64,35 @@ class Scales:
     scale: NDArray[np.float64]
     magnitude: NDArray[np.float64]
     missing: NDArray[np.float64]
+    distinct: int
+    words: float
+    most_words: float
+    varied: tuple[str, ...]
     sampled: int
 
+    def with_indicators(self, places: NDArray[np.int64]) -> Scales:
+        """Scales with those of 0/1 features that say where the features at ``places`` are missing."""
+        share = self.missing[places]
+        spread = share * (1 - share)
+        scale = np.sqrt(spread)
+        return replace(
+            self,
+            mean=np.append(self.mean, share),
+            scale=np.append(self.scale, np.where(scale > 0, scale, 1.0)),
+            magnitude=np.append(self.magnitude, np.maximum(scale, np.sqrt(1 - 3 * spread))),
+            missing=np.append(self.missing, np.zeros(len(places))),
+        )
 
-def find_columns(
-    source: Source,
-    *,
-    target: str | None = None,
-    weight: str | None = None,
-    drop: Sequence[str] = (),
-    only: Sequence[str] | None = None,
-) -> tuple[Column, ...]:
-    """Columns that are features; the length of lists comes from the first list that is not null.
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of the hashes of n-grams a row, by the piece of the sample that has most."""
+        return int(np.ceil(4 * self.most_words))
 
-    Raises
-    ------
-    MissingColumn, UnusableColumns
-        See `feature_fields`.
-    """
-    fields = feature_fields(source.schema, target, weight, drop, only)
-    return tuple(
-        Column(field.name, "number") if is_number(field.type) else Column(field.name, "vector", _length(source, field))
-        for field in fields
-    )
-
-
-def _length(source: Source, field: pa.Field) -> int:
-    length = _first_length(source, field)
-    if length == 0:
-        raise UnusableColumns(f"column {field.name!r} holds lists of length 0: drop it.")
-    return length
-
-
-def _first_length(source: Source, field: pa.Field) -> int:
-    if pa.types.is_fixed_size_list(field.type):
-        return int(field.type.list_size)
-    for row_group in range(source.manifest.n_row_groups):
-        reader = source.open(row_group, [field.name], 1024)
-        for batch in reader.read(int(source.manifest.rows[row_group])):
-            _, _, present, lengths = vector_parts(batch.column(0))
-            if present.any():
-                return int(lengths[np.argmax(present)])
-    raise UnusableColumns(f"column {field.name!r} is null in every row, so its lists have no length: drop it.")
+    def hash_bits(self) -> int:
+        """Bits of hashes that keep collisions rare."""
+        wanted = (max(1, self.distinct) * SLOTS - 1).bit_length()
+        roomy = (max(1, self.distinct) * CACHED_SLOTS - 1).bit_length()
+        return min(MOST_HASH_BITS, max(wanted, min(roomy, CACHED_BITS)))
 
 
 def sample_pieces(rows: NDArray[np.int64], seed: int) -> list[tuple[int, int, int]]:
@@ -110,53 +110,125 @@ def sample_pieces(rows: NDArray[np.int64], seed: int) -> list[tuple[int, int, in
     return pieces
 
 
-def measure_scales(
-    source: Source,
-    columns: tuple[Column, ...],
-    *,
-    weight: str | None = None,
-    weight_scale: float = 1.0,
-    seed: int,
-    n_jobs: int = 1,
-) -> Scales:
-    """Moments of each feature over the sample.
+class _Tally(NamedTuple):
+    """Hashes and how often each occurs; ascending."""
+
+    hashes: NDArray[np.uint32]
+    times: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, hashes: NDArray[np.uint32], zeros: int) -> _Tally:
+        """Of the hashes that begin with so many zero bits."""
+        return cls(*np.unique(hashes if zeros == 0 else hashes[hashes >> (32 - zeros) == 0], return_counts=True))
+
+    def merge(self, other: _Tally) -> _Tally:
+        """Of both."""
+        hashes, place = np.unique(np.concatenate([self.hashes, other.hashes]), return_inverse=True)
+        times = np.bincount(place, weights=np.concatenate([self.times, other.times]), minlength=len(hashes))
+        return _Tally(hashes, times.astype(np.int64))
+
+
+class _Counts(NamedTuple):
+    """Hashes of categories and of n-grams; how many n-grams there are, in how many rows, and the most a row."""
+
+    categories: _Tally
+    grams: _Tally
+    words: int = 0
+    rows: int = 0
+    most: float = 0.0
+    varied: tuple[bool, ...] = ()
+
+    def merge(self, other: _Counts) -> _Counts:
+        """Of both."""
+        words, rows = self.words + other.words, self.rows + other.rows
+        most = max(self.most, other.most)
+        varied = self.varied or other.varied
+        return _Counts(
+            self.categories.merge(other.categories), self.grams.merge(other.grams), words, rows, most, varied
+        )
+
+
+_NOTHING = _Counts(_Tally(_NONE, np.empty(0, np.int64)), _Tally(_NONE, np.empty(0, np.int64)))
+
+
+def _expected(times: NDArray[np.int64], share: float) -> float:
+    """Number of distinct values in all rows from how often each occurs in a share of them (Chao 1984, bounded)."""
+    once, twice = float((times == 1).sum()), float((times == 2).sum())
+    if share >= 1 or once == 0:
+        return float(len(times))
+    return min(len(times) + once * (once - 1) / (2 * (twice + 1)), len(times) - once + once / share)
+
+
+def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int = 1) -> Scales:
+    """Moments of each dense feature over the sample, and counts of hashed ones.
 
     Each record batch is centred on a typical value of its own first, so that a mean far from 0 costs no digits, not
     even where a column has no values before; batches are merged in their order, so that threads do not matter.
+
+    Parameters
+    ----------
+    source : Source
+        The data.
+    encoder : Encoder
+        With a raw specification of the features (`FeatureSpec.raw`).
+    seed : int
+        Of the sample.
+    n_jobs : int
+        Threads.
     """
     pieces = sample_pieces(source.manifest.rows, seed)
-    parts = parallel(
-        lambda piece: list(_moments(source, Encoder(FeatureSpec.raw(columns), None, weight, weight_scale), piece)),
-        pieces,
-        n_jobs,
-    )
-    moments, weights = Moments.none(sum(column.size for column in columns)), 0.0
-    with np.errstate(over="ignore", invalid="ignore"):  # numbers that float32 does not hold are refused later
-        for part, weight_sum in itertools.chain.from_iterable(parts):
-            moments, weights = moments.merge(part), weights + weight_sum
+    sampled = sum(stop - start for _, start, stop in pieces)
+    zeros = 0 if sampled * encoder.layout.n_index <= MOST_COUNTED else ZEROS
+    moments, weights, counts = Moments.none(encoder.spec.n_features), 0.0, _NOTHING
+    for batches, found in ordered(lambda piece: _piece(source, encoder, piece, zeros), pieces, n_jobs):
+        counts = counts.merge(found)
+        with np.errstate(over="ignore", invalid="ignore"):  # numbers that float32 does not hold are refused later
+            for part, weight_sum in batches:
+                moments, weights = moments.merge(part), weights + weight_sum
     total = np.where(moments.weight > 0, moments.weight, 1)
     scale = np.sqrt(moments.second / total)
     magnitude = np.maximum(scale, np.sqrt(moments.fourth / np.where(moments.second > 0, moments.second, 1)))
+    hashed = zip(encoder.spec.group("index"), counts.varied, strict=False)
+    share = sampled / source.manifest.n_rows
+    distinct = _expected(counts.categories.times, share) * (1 << zeros)
+    distinct += _expected(counts.grams.times, share) * (1 << ZEROS)
     return Scales(
         mean=moments.mean,
         scale=np.where(scale > 0, scale, 1.0),
         magnitude=np.where(magnitude > 0, magnitude, 1.0),
         missing=np.clip(1 - moments.weight / max(weights, 1e-300), 0, 1),
-        sampled=sum(stop - start for _, start, stop in pieces),
+        distinct=int(distinct),
+        words=counts.words / max(1, counts.rows),
+        most_words=counts.most,
+        varied=tuple(column.label for column, often in hashed if often and column.kind == "category"),
+        sampled=sampled,
     )
 
 
-def _moments(source: Source, encoder: Encoder, piece: tuple[int, int, int]) -> Iterator[tuple[Moments, float]]:
-    """Moments of each record batch of a piece, and its sum of weights."""
+def _piece(
+    source: Source, encoder: Encoder, piece: tuple[int, int, int], zeros: int
+) -> tuple[list[tuple[Moments, float]], _Counts]:
+    """Moments of each record batch of a piece and its sum of weights; and counts of the piece."""
     row_group, start, stop = piece
+    layout = encoder.layout
     batch_rows = min(encoder.batch_rows, PIECE_ROWS // 2)
     rows = encoder.new_rows(batch_rows)
     reader = source.open(row_group, encoder.columns, batch_rows)
     reader.skip(start)
-    w_cell = encoder.layout.w_cell
+    moments, counts = [], _NOTHING
     for batch in reader.read(stop - start):
         centre, sums = encoder.centres(batch), np.zeros((5, encoder.spec.n_features))
         centred = replace(encoder, spec=replace(encoder.spec, offset=centre))
-        n = centred.encode(batch, rows, source.describe(row_group))
-        add_moments(rows, n, w_cell, sums)
-        yield Moments.about(centre, sums), float(n if w_cell < 0 else rows[:n, w_cell].sum(dtype=np.float64))
+        texts: list[NDArray[np.uint32]] = []
+        n = centred.encode(batch, rows, source.describe(row_group), texts)
+        add_moments(rows, n, layout.w_cell, sums)
+        weight = float(n if layout.w_cell < 0 else rows[:n, layout.w_cell].sum(dtype=np.float64))
+        moments.append((Moments.about(centre, sums), weight))
+        hashes = rows.view(np.uint32)[:n, layout.width : layout.text_cell]
+        categories = _Tally.of(hashes.ravel(), zeros)
+        words = np.concatenate([_NONE, *texts])
+        varied = () if counts.rows else tuple(len(np.unique(column)) > VARIED * n for column in hashes.T)
+        counts = counts.merge(
+            _Counts(categories, _Tally.of(words, ZEROS), len(words), n, len(words) / max(1, n), varied)
+        )
+    return moments, counts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,6 +148,9 @@ class Source(Protocol):
 
     def fingerprint(self) -> str:
         """SHA-256 of what identifies the data, wherever they lie."""
+
+    def with_dictionaries(self, columns: Sequence[str]) -> Self:
+        """Deliver some columns of strings as dictionaries where they lie so."""
 
     def subset(self, row_groups: NDArray[Any]) -> Source:
         """Restrict the source to some of its row groups, numbered anew."""

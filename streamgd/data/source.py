@@ -8,16 +8,12 @@ metadata are never looked at from here, because doing so aborts the process on s
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
-import threading
 from array import array
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -25,18 +21,16 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, EmptyData, MissingColumn, StreamgdError, UnreadableShard
+from ..errors import ConfigError, EmptyData, UnreadableShard
 from .paths import hive_column, relative_names, resolve
+from .reading import OPEN_FOOTER_BYTES, OpenFiles, abreast, digest, let_go, reading, select
 from .rowgroups import Manifest, RowGroupReader, Source
+from .table import TableSource
 from .threads import available_cpus
-from .widen import bit_width, cast, merge, refuse_duplicates
+from .widen import bit_width, cast, merge
 
 # A row group above this is read through small buffers, and by a file of its own that can change threads with it.
 BIG_ROW_GROUP = 64 << 20
-# Opening a file costs 15-30 µs a row group of it at 28 columns, so threads keep files open; this bounds what they keep.
-OPEN_FILES = 16
-OPEN_FOOTER_BYTES = 16 << 20
-TABLE_ROW_GROUP_ROWS = 65_536
 # Columns that one Arrow reader decodes. It fetches all its column chunks before it decodes the first, so with all 28
 # of a 65,536-row group they fall out of the cache: 41 ns a row, 32 in groups of 2 or 4 (two threads, snappy).
 COLUMNS_AT_ONCE = 4
@@ -90,7 +84,8 @@ class ParquetSource:
         self._n_jobs = n_jobs or available_cpus()
         self._hive = {key: hive_column([values[key] for values in shards.hive]) for key in shards.hive[0]}
         self.manifest = self._plan()
-        self._open_files = _OpenFiles()
+        self._open_files = OpenFiles()
+        self._dictionaries: frozenset[str] = frozenset()
 
     @property
     def schema(self) -> Any:
@@ -111,7 +106,7 @@ class ParquetSource:
         batch_rows : int
             Most rows of a record batch.
         """
-        schema = _select(self.schema, columns, batch_rows)
+        schema = select(self.schema, columns, batch_rows)
         batches = self._batches(row_group, schema, batch_rows)
         return RowGroupReader(batches, int(self.manifest.rows[row_group]), self.describe(row_group))
 
@@ -133,7 +128,7 @@ class ParquetSource:
     def fingerprint(self) -> str:
         """SHA-256 over relative names, sizes and row counts."""
         manifest = self.manifest
-        return _digest("\n".join(self.names), manifest.file_bytes, manifest.shard, manifest.index, manifest.rows)
+        return digest("\n".join(self.names), manifest.file_bytes, manifest.shard, manifest.index, manifest.rows)
 
     def subset(self, row_groups: NDArray[Any]) -> ParquetSource:
         """Restrict the source to some of its row groups, numbered anew."""
@@ -142,11 +137,20 @@ class ParquetSource:
         part._open_files = self._open_files
         return part
 
+    def with_dictionaries(self, columns: Sequence[str]) -> Self:
+        """Deliver some columns of strings as dictionaries, which is how they mostly lie in the file.
+
+        Whether they come so depends on the shard; the schema keeps the type of the values.
+        """
+        part = copy.copy(self)
+        part._dictionaries, part._open_files = frozenset(columns), OpenFiles()
+        return part
+
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_open_files"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _open_files=_OpenFiles())
+        self.__dict__.update(state, _open_files=OpenFiles())
 
     def _plan(self) -> Manifest:
         rows, sizes, index, counts, file_bytes = (array("q") for _ in range(5))
@@ -180,7 +184,7 @@ class ParquetSource:
         )
 
     def _footer(self, shard: int, schemas: dict[Any, Any]) -> _Footer:
-        with _reading(f"shard {self.names[shard]}"), self._filesystem.open_input_file(self._paths[shard]) as file:
+        with reading(f"shard {self.names[shard]}"), self._filesystem.open_input_file(self._paths[shard]) as file:
             if (size := file.size()) == 0:
                 raise UnreadableShard(f"shard {self.names[shard]} is empty (0 bytes); write it again or remove it")
             parquet = pq.ParquetFile(file, pre_buffer=False)
@@ -202,7 +206,7 @@ class ParquetSource:
         shard, index = int(manifest.shard[row_group]), int(manifest.index[row_group])
         rows, size = int(manifest.rows[row_group]), int(manifest.bytes[row_group])
         names = [name for name in schema.names if name not in self._hive] or [self._narrowest()]
-        with _reading(where):
+        with reading(where):
             file = self._open_files.get(shard, lambda: self._open(shard), OPEN_FOOTER_BYTES // self._n_jobs)
             if index >= file.num_row_groups or file.metadata.row_group(index).num_rows != rows:
                 raise UnreadableShard(f"{where} is not what it was when the job began; begin again, without --resume")
@@ -211,7 +215,7 @@ class ParquetSource:
                 file = self._open(shard, buffer_size=buffer, metadata=file.metadata)
             group = max(COLUMNS_AT_ONCE, len(names) // 64)
             readers = [
-                _let_go(
+                let_go(
                     file.iter_batches(
                         min(batch_rows, rows),
                         row_groups=[index],
@@ -222,14 +226,21 @@ class ParquetSource:
                 )
                 for first in range(0, len(names), group)
             ]
-            for columns, length in _abreast(readers):
+            for columns, length in abreast(readers):
                 yield self._conform(columns, length, schema, shard, where)
 
     def _open(self, shard: int, *, buffer_size: int = 0, metadata: Any = None) -> Any:
         # Page checksums stay off: verifying them adds 20 % to decoding where a file has them (measured on snappy
         # float32), and pyarrow for one writes none unless asked to.
         file = self._filesystem.open_input_file(self._paths[shard])
-        return pq.ParquetFile(file, metadata=metadata, pre_buffer=False, memory_map=False, buffer_size=buffer_size)
+        return pq.ParquetFile(
+            file,
+            metadata=metadata,
+            read_dictionary=list(self._dictionaries),
+            pre_buffer=False,
+            memory_map=False,
+            buffer_size=buffer_size,
+        )
 
     def _conform(self, found: Mapping[str, Any], length: int, schema: Any, shard: int, where: str) -> Any:
         """Make a record batch of the columns asked for, in order, with the types of the manifest."""
@@ -237,93 +248,20 @@ class ParquetSource:
         for field in schema:
             if field.name in self._hive:
                 columns.append(pa.repeat(self._hive[field.name][shard], length))
+            elif field.name in self._dictionaries and field.name in found and _is_string_dictionary(found[field.name]):
+                columns.append(found[field.name])
             elif field.name in found:
                 columns.append(cast(found[field.name], field, where))
             else:
                 raise UnreadableShard(f"{where} has no column {field.name}, which the footer promised when planned")
         if not columns:
             return pa.RecordBatch.from_arrays([pa.nulls(length)], names=[""]).select([])
+        if self._dictionaries:
+            return pa.RecordBatch.from_arrays(columns, names=schema.names)
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def _narrowest(self) -> str:
         return str(min((f for f in self.schema if f.name not in self._hive), key=lambda f: bit_width(f.type)).name)
-
-
-class TableSource:
-    """Row groups that are slices of a table in memory.
-
-    Parameters
-    ----------
-    table : pyarrow.Table
-        The rows.
-    row_group_rows : int, optional
-        Rows of a slice; by default a 64th of the table, at most 65,536.
-
-    Examples
-    --------
-    >>> import pyarrow as pa
-    >>> source = TableSource(pa.table({"x": [1, 2, 3]}), row_group_rows=2)
-    >>> source.manifest.rows.tolist(), source.describe(1)
-    ([2, 1], 'the table, rows 2 to 2')
-    """
-
-    def __init__(self, table: Any, row_group_rows: int | None = None) -> None:
-        if row_group_rows is not None and row_group_rows < 1:
-            raise ConfigError(f"row_group_rows is {row_group_rows}, expected at least 1")
-        if not table.num_rows or not table.num_columns:
-            raise EmptyData(f"the table has {table.num_rows} rows and {table.num_columns} columns")
-        refuse_duplicates(table.schema, "the table")
-        size = row_group_rows or min(max(-(-table.num_rows // 64), 1), TABLE_ROW_GROUP_ROWS)
-        self._size = size
-        self._table = table.replace_schema_metadata()
-        self.names: Sequence[str] = ["the table"]
-        starts = np.arange(0, table.num_rows, size)
-        rows = np.minimum(size, table.num_rows - starts)
-        self.manifest = Manifest(
-            shard=np.zeros(len(starts), np.int32),
-            index=np.arange(len(starts), dtype=np.int32),
-            rows=rows,
-            bytes=np.ceil(rows * (table.nbytes / table.num_rows)).astype(np.int64),
-            file_bytes=np.array([table.nbytes]),
-            schema=self._table.schema,
-        )
-
-    @property
-    def schema(self) -> Any:
-        """Columns of the table."""
-        return self.manifest.schema
-
-    def open(self, row_group: int, columns: Sequence[str], batch_rows: int) -> RowGroupReader:
-        """Start reading some columns of a slice, see `ParquetSource.open`."""
-        schema = _select(self.schema, columns, batch_rows)
-        rows, start = int(self.manifest.rows[row_group]), int(self.manifest.index[row_group]) * self._size
-        batches = self._batches(schema.names, start, start + rows, batch_rows)
-        return RowGroupReader(batches, rows, self.describe(row_group))
-
-    def describe(self, row_group: int) -> str:
-        """Name a slice for a message."""
-        start = int(self.manifest.index[row_group]) * self._size
-        return f"the table, rows {start} to {start + int(self.manifest.rows[row_group]) - 1}"
-
-    def fingerprint(self) -> str:
-        """SHA-256 over schema and row counts."""
-        return _digest(self.schema.to_string(), self.manifest.index, self.manifest.rows)
-
-    def subset(self, row_groups: NDArray[Any]) -> TableSource:
-        """Restrict the source to some of its slices, numbered anew."""
-        part = copy.copy(self)
-        part.manifest = self.manifest.take(row_groups)
-        return part
-
-    def _batches(self, names: list[str], start: int, stop: int, batch_rows: int) -> Iterator[Any]:
-        table = self._table.select(names or self._table.column_names[:1])
-        for first in range(start, stop, batch_rows):
-            piece = table.slice(first, min(batch_rows, stop - first))
-            # A table put together from small pieces would else come row by row.
-            if any(column.num_chunks > 1 for column in piece.columns):
-                piece = piece.combine_chunks()
-            for batch in piece.to_batches():
-                yield batch if names else batch.select([])
 
 
 def as_source(data: object, n_jobs: int | None = None) -> Source:
@@ -359,83 +297,9 @@ class _Footer:
     schema: Any
 
 
-class _OpenFiles(threading.local):
-    """The files that each thread used last."""
-
-    def __init__(self) -> None:
-        self._files: OrderedDict[int, tuple[Any, int]] = OrderedDict()
-
-    def get(self, shard: int, opener: Callable[[], Any], footer_bytes: int) -> Any:
-        if shard not in self._files:
-            file = opener()
-            self._files[shard] = file, file.metadata.serialized_size
-        self._files.move_to_end(shard)
-        while len(self._files) > OPEN_FILES or (
-            len(self._files) > 1 and sum(size for _, size in self._files.values()) > footer_bytes
-        ):
-            self._files.popitem(last=False)
-        return self._files[shard][0]
-
-
-def _let_go(batches: Iterator[Any], rows: int) -> Iterator[Any]:
-    """End a reader with its last batch, not after it: so it keeps no column chunks while others decode theirs."""
-    for batch in batches:
-        rows -= batch.num_rows
-        beyond = next(batches, None) if rows <= 0 else None
-        yield batch
-        if beyond is not None:
-            yield beyond
-
-
-def _abreast(readers: Sequence[Iterator[Any]]) -> Iterator[tuple[dict[str, Any], int]]:
-    """Advance readers of some columns each over the same rows: columns by name, and their rows."""
-    waiting: list[Any] = [None] * len(readers)
-    while True:
-        for place, reader in enumerate(readers):
-            if waiting[place] is None:
-                waiting[place] = next((batch for batch in reader if batch.num_rows), None)
-        lengths = {0 if batch is None else batch.num_rows for batch in waiting}
-        length = min(lengths)
-        if length == 0:
-            if lengths != {0}:
-                raise pa.ArrowInvalid("its columns have different numbers of rows")
-            return
-        columns: dict[str, Any] = {}
-        for place, batch in enumerate(waiting):
-            whole = batch.num_rows == length
-            part = batch if whole else batch.slice(0, length)
-            # By name: asked for "a", pyarrow also reads a column "a.b", which might belong to a struct.
-            columns.update(zip(part.schema.names, part.columns, strict=True))
-            waiting[place] = None if whole else batch.slice(length)
-        yield columns, length
-
-
-@contextmanager
-def _reading(where: str) -> Iterator[None]:
-    """Turn whatever goes wrong in Arrow or in a filesystem into an error that names the place."""
-    try:
-        yield
-    except StreamgdError:
-        raise
-    except Exception as exc:  # pyarrow raises a dozen types, filesystems of fsspec those of their own libraries
-        reason = str(exc).strip().rstrip(".")
-        raise UnreadableShard(f"{where} cannot be read: {reason}; write the shard again or leave it out") from exc
-
-
-def _select(schema: Any, columns: Sequence[str], batch_rows: int) -> Any:
-    if batch_rows < 1:
-        raise ValueError(f"batch_rows is {batch_rows}, expected at least 1")
-    if isinstance(columns, str):
-        raise TypeError(f"columns is the string {columns!r}, expected a sequence of names")
-    known = set(schema.names)
-    missing = [name for name in columns if name not in known]
-    if missing:
-        raise MissingColumn(f"no column {', '.join(missing)} in the data; there are {', '.join(schema.names)}")
-    return pa.schema([schema.field(name) for name in columns])
-
-
-def _digest(text: str, *arrays: NDArray[Any]) -> str:
-    digest = hashlib.sha256(f"{len(text)} {text}".encode("utf-8", "surrogateescape"))
-    for numbers in arrays:
-        digest.update(len(numbers).to_bytes(8, "little") + numbers.astype("<i8").tobytes())
-    return digest.hexdigest()
+def _is_string_dictionary(values: Any) -> bool:
+    types = pa.types
+    if not types.is_dictionary(values.type):
+        return False
+    kind = values.type.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind))

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
+from ..errors import ConfigError, UnusableColumns
 from ..features import FeatureSpec
+from .columns import find_columns
 from .encode import Encoder
-from .profile import find_columns
 from .rowgroups import RowGroupReader, Source
 from .shuffle import Plan, Run, default_window_rows
 from .source import as_source
@@ -66,6 +66,8 @@ class Window:
         Whether it ends its epoch.
     skipped : int
         Rows left out since their target is null.
+    texts : list of ndarray of uint32
+        Hashes of n-grams, to which rows hold addresses.
     """
 
     rows: NDArray[np.float32]
@@ -74,6 +76,7 @@ class Window:
     index: int
     last: bool
     skipped: int
+    texts: list[NDArray[np.uint32]] = field(repr=False)
 
 
 @dataclass
@@ -86,6 +89,7 @@ class _Filled:
     position: int
     reading: float
     encoding: float
+    texts: list[NDArray[np.uint32]] = field(repr=False)
     reader: RowGroupReader | None = field(repr=False, default=None)
 
 
@@ -137,9 +141,9 @@ class WindowStream:
     def _only_window(self, pool: ThreadPoolExecutor) -> Iterator[Window]:
         """All rows fit in one window: it is read once, and each epoch takes a fresh order of it."""
         rows = self.encoder.new_rows(self.plan.capacity)
-        n, skipped = self._gather(rows, self._fill(pool, 0, 0, rows, {}))
+        n, skipped, texts = self._gather(rows, self._fill(pool, 0, 0, rows, {}))
         for epoch in range(self.start.epoch, self.stop_epoch):
-            yield Window(rows, self.plan.row_order(epoch, 0, n), epoch, 0, True, skipped)
+            yield Window(rows, self.plan.row_order(epoch, 0, n), epoch, 0, True, skipped, texts)
 
     def _windows(self, pool: ThreadPoolExecutor) -> Iterator[Window]:
         places = iter(
@@ -157,9 +161,10 @@ class WindowStream:
             if not filling:
                 return
             epoch, index, rows, futures = filling.popleft()
-            n, skipped = self._gather(rows, futures)
+            n, skipped, texts = self._gather(rows, futures)
             order = self.plan.row_order(epoch, index, n)
-            yield Window(rows, order, epoch, index, index == self.plan.n_windows - 1, skipped)
+            yield Window(rows, order, epoch, index, index == self.plan.n_windows - 1, skipped, texts)
+            texts.clear()
             free.append(rows)
 
     def _fill(
@@ -183,6 +188,7 @@ class WindowStream:
 
     def _read(self, run: Run, rows: NDArray[np.float32], place: int, before: Future[_Filled] | None) -> _Filled:
         encoding = 0.0
+        texts: list[NDArray[np.uint32]] = []
         where = self.source.describe(run.row_group)
         reader, position, out = None, 0, place
         if before is not None:  # it was started first, so it is done or under way in another thread
@@ -197,7 +203,7 @@ class WindowStream:
             reader.skip(start - position)
             for batch in reader.read(stop - start):
                 mark = perf_counter()
-                out += self.encoder.encode(batch, rows[out:], where)
+                out += self.encoder.encode(batch, rows[out:], where, texts)
                 encoding += perf_counter() - mark
             position = stop
         if position == self.source.manifest.rows[run.row_group]:
@@ -206,11 +212,14 @@ class WindowStream:
         elif self.plan.scattered:
             reader = None
         reading = perf_counter() - began - encoding
-        return _Filled(place, out - place, run.rows, position, reading, encoding, reader)
+        return _Filled(place, out - place, run.rows, position, reading, encoding, texts, reader)
 
-    def _gather(self, rows: NDArray[np.float32], futures: Sequence[Future[_Filled]]) -> tuple[int, int]:
+    def _gather(
+        self, rows: NDArray[np.float32], futures: Sequence[Future[_Filled]]
+    ) -> tuple[int, int, list[NDArray[np.uint32]]]:
         """Wait until a window is full; close the gaps that rows without a target left."""
         n = skipped = 0
+        texts: list[NDArray[np.uint32]] = []
         for future in futures:
             began = perf_counter()
             filled = future.result()
@@ -222,7 +231,8 @@ class WindowStream:
                 rows[n : n + filled.rows] = rows[filled.place : filled.place + filled.rows]
             n += filled.rows
             skipped += filled.planned - filled.rows
-        return n, skipped
+            texts += filled.texts
+        return n, skipped, texts
 
 
 def _is_count(value: object) -> bool:
@@ -302,6 +312,11 @@ class ParquetStream:
         self.n_jobs = n_jobs or available_cpus()
         self.source = as_source(data, self.n_jobs)
         found = find_columns(self.source, target=target, only=columns)
+        if hashed := [column.name for column in found if column.group != "dense"]:
+            raise UnusableColumns(
+                f"a stream gives numbers, and these columns are strings: {', '.join(hashed)}. Name the features with "
+                f"columns=[...]."
+            )
         self.encoder = Encoder(FeatureSpec.raw(found), None if target is None else Target(target))
         self.window_rows = window_rows or default_window_rows(self.source.manifest.rows, self.encoder.layout.row_bytes)
         self.plan = Plan(

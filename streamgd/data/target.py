@@ -26,18 +26,26 @@ class Target:
         holds the value minus ``offset`` as float32.
     offset, scale : float
         Subtracted from regression targets, and what the rest is divided by, in float64.
+    least : float
+        Smallest target that a regression takes.
     """
 
     name: str
     classes: pa.Array | None = None
     offset: float = 0.0
     scale: float = 1.0
+    least: float = -np.inf
 
     def encode(self, values: pa.Array, where: str) -> NDArray[np.float32]:
         """Cells of the target, NaN where it is missing; float32[n]."""
         if self.classes is not None:
             return self.codes(values, where)
         numbers = self.numbers(values, where)
+        if len(numbers) and np.fmin.reduce(numbers) < self.least:
+            raise TargetError(
+                f"{where}: target {self.name!r} is {np.fmin.reduce(numbers)}, but the loss takes no number below "
+                f"{self.least:g}. Mend the data, or choose another loss."
+            )
         with np.errstate(over="ignore"):
             cells = ((numbers - self.offset) / self.scale).astype(np.float32)
         if np.isinf(cells).any():

@@ -125,3 +125,10 @@ def cast(values: Any, field: Any, where: str) -> Any:
             f"{where}, column {field.name}: found {values.type}, expected {target} to hold all shards, but {exc}; "
             "write the column with one type"
         ) from exc
+
+
+def plain(values: Any, kind: Any) -> Any:
+    """Values that were read as a dictionary, in the type they have in the schema."""
+    if values.type == kind:
+        return values
+    return values.dictionary_decode().cast(kind)

@@ -40,8 +40,6 @@ def kernel(function: Any) -> Any:
     return _cached(update_wrapper(stamped, function))
 
 
-inline = njit(nogil=True, error_model="numpy", fastmath=FASTMATH, inline="always")
-
 LANES = 16  # rows and columns of one transposition; a row of 16 float32 is one cache line
 _F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR, _LANE_INDEX = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)

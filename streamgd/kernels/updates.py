@@ -1,8 +1,10 @@
-"""One step of each optimizer, and the learning rate of each schedule.
+"""One step of each optimizer on a single weight, the pull of the penalty, and the learning rate of each schedule.
 
-``params`` are the weights of the standardised features and, last, the intercept. ``slots`` is the optimizer's
-state, one row an accumulator. All are float64: steps far smaller than the weight, and sums of squares over 1e9
-rows, still count.
+Dense weights and those of hashed features go through the same few functions. Dense weights are float64: steps far
+smaller than the weight, and sums of squares over 1e9 rows, still count.
+
+``problem`` is what `streamgd.kernels.drain.Problem` describes, numbers only. Its ``rare`` is None for the optimizers
+`COMMON`; then the others are not compiled, which takes a second.
 """
 
 from __future__ import annotations
@@ -11,39 +13,143 @@ import numpy as np
 
 from .intrinsics import jit
 
-SGD, MOMENTUM, NESTEROV, ADAGRAD = 0, 1, 2, 3
-CONSTANT, INVSCALING, OPTIMAL = 0, 1, 2
+SGD, MOMENTUM, NESTEROV, ADAGRAD, RMSPROP, ADAM, FTRL = range(7)
+CONSTANT, INVSCALING, OPTIMAL, COSINE, STEPS = range(5)
+
+COMMON = (SGD, ADAGRAD)
+
+#: Places in the optimizer's arguments and in the schedule's.
+BETA_1, BETA_2, EPSILON = 0, 1, 2
+ETA0, SHAPE, SPAN, WARMUP = 0, 1, 2, 3
 
 
 @jit
 def learning_rate(schedule, args, step):
-    """Learning rate of a step (0, 1, ...); ``args`` is eta0, then power_t, or alpha and t0."""
+    """Learning rate of a step (0, 1, ...).
+
+    ``args`` is eta0; power_t, alpha or the factor of each span; t0 or the steps of a span; and the steps of warm-up.
+    """
     if schedule == INVSCALING:
-        return args[0] / (step + 1.0) ** args[1]
-    if schedule == OPTIMAL:
-        return 1.0 / (args[1] * (args[2] + step))
-    return args[0]
+        eta = args[ETA0] / (step + 1.0) ** args[SHAPE]
+    elif schedule == OPTIMAL:
+        eta = 1.0 / (args[SHAPE] * (args[SPAN] + step))
+    elif schedule == COSINE:
+        eta = args[ETA0] * 0.5 * (1.0 + np.cos(np.pi * min(step / args[SPAN], 1.0)))
+    elif schedule == STEPS:
+        eta = args[ETA0] * args[SHAPE] ** np.floor(step / args[SPAN])
+    else:
+        eta = args[ETA0]
+    return eta * min(1.0, (step + 1.0) / (args[WARMUP] + 1.0))
 
 
 @jit
-def update(optimizer, args, eta, gradient, params, slots):
-    """Apply one step along the mean ``gradient``; return False if a weight is no longer finite."""
-    if optimizer == SGD:
-        for j in range(len(params)):
-            params[j] -= eta * gradient[j]
-    elif optimizer == MOMENTUM:
-        for j in range(len(params)):
-            slots[0, j] = args[0] * slots[0, j] + gradient[j]
-            params[j] -= eta * slots[0, j]
-    elif optimizer == NESTEROV:
-        for j in range(len(params)):
-            slots[0, j] = args[0] * slots[0, j] + gradient[j]
-            params[j] -= eta * (gradient[j] + args[0] * slots[0, j])
+def rate(problem, eta, step, a, b):
+    """How far a weight moves for a unit of lasting gradient; ``a``, ``b`` are its state after ``step`` steps (>= 1)."""
+    if problem.optimizer in (ADAGRAD, RMSPROP):
+        return eta / (np.sqrt(a) + problem.optimizer_args[EPSILON])
+    if problem.rare is not None:
+        if problem.optimizer == ADAM:
+            return eta / (
+                np.sqrt(b / (1.0 - problem.optimizer_args[BETA_2] ** np.float64(step)))
+                + problem.optimizer_args[EPSILON]
+            )
+        if problem.optimizer in (MOMENTUM, NESTEROV):
+            return eta / (1.0 - problem.optimizer_args[BETA_1])
+    return eta
+
+
+@jit
+def shrink(w, pull, l1, l2):
+    """Proximal step of ``l1 |w| + l2 w^2 / 2`` of length ``pull``."""
+    return np.copysign(max(abs(w) - pull * l1, 0.0), w) / (1.0 + pull * l2)
+
+
+@jit
+def ftrl_weight(problem, eta, steps, l1, l2, a, b):
+    """Weight of FTRL-Proximal (McMahan et al. 2013) after so many steps, each of which adds the penalty once.
+
+    ``eta`` is the rate of the last step that changed ``a`` and ``b``.
+    """
+    if abs(a) <= l1 * steps:
+        return 0.0
+    return -(a - np.copysign(l1 * steps, a)) / ((problem.optimizer_args[EPSILON] + np.sqrt(b)) / eta + l2 * steps)
+
+
+@jit
+def rebased(problem, before, eta, w, a, b):
+    """FTRL-Proximal's ``a`` with which a weight stays as it is when the rate goes from ``before`` to ``eta``.
+
+    A rate enters as the curvature (epsilon + sqrt(b)) / eta. What it gains or loses counts from the weight, as the
+    definition has it; if it counted from 0, weights would fall with the rate.
+    """
+    return a - (problem.optimizer_args[EPSILON] + np.sqrt(b)) * (1.0 / eta - 1.0 / before) * w
+
+
+@jit
+def settled(problem, eta, step, l1, l2, elapsed, w, a, b):
+    """A weight after the last ``elapsed`` of ``step`` steps, in which only the penalty pulled it."""
+    if elapsed <= 0 or (l1 == 0.0 and l2 == 0.0):
+        return w
+    if problem.rare is not None and problem.optimizer == FTRL:
+        return ftrl_weight(problem, eta, np.float64(step), l1, l2, a, b)
+    return shrink(w, rate(problem, eta, step, a, b) * elapsed, l1, l2)
+
+
+@jit
+def advance(problem, eta, step, g, w, a, b):
+    """One step along a gradient, without penalty: the weight and its state."""
+    if problem.optimizer == SGD:
+        return w - eta * g, a, b
+    if problem.optimizer == ADAGRAD:
+        a += g * g
+        return w - eta * g / (np.sqrt(a) + problem.optimizer_args[EPSILON]), a, b
+    if problem.rare is not None:
+        return _advance_rare(problem, eta, step, g, w, a, b)
+    return w, a, b
+
+
+@jit
+def _advance_rare(problem, eta, step, g, w, a, b):
+    if problem.optimizer == MOMENTUM:
+        a = problem.optimizer_args[BETA_1] * a + g
+        w -= eta * a
+    elif problem.optimizer == NESTEROV:
+        a = problem.optimizer_args[BETA_1] * a + g
+        w -= eta * (g + problem.optimizer_args[BETA_1] * a)
+    elif problem.optimizer == RMSPROP:
+        a = problem.optimizer_args[BETA_2] * a + (1.0 - problem.optimizer_args[BETA_2]) * g * g
+        w -= eta * g / (np.sqrt(a) + problem.optimizer_args[EPSILON])
+    elif problem.optimizer == ADAM:
+        a = problem.optimizer_args[BETA_1] * a + (1.0 - problem.optimizer_args[BETA_1]) * g
+        b = problem.optimizer_args[BETA_2] * b + (1.0 - problem.optimizer_args[BETA_2]) * g * g
+        mean = a / (1.0 - problem.optimizer_args[BETA_1] ** (step + 1.0))
+        w -= (
+            eta
+            * mean
+            / (np.sqrt(b / (1.0 - problem.optimizer_args[BETA_2] ** (step + 1.0))) + problem.optimizer_args[EPSILON])
+        )
     else:
-        for j in range(len(params)):
-            slots[0, j] += gradient[j] * gradient[j]
-            params[j] -= eta * gradient[j] / (np.sqrt(slots[0, j]) + args[0])
+        square = b + g * g
+        a += g - (np.sqrt(square) - np.sqrt(b)) / eta * w
+        b = square
+        w -= eta * g / (np.sqrt(b) + problem.optimizer_args[EPSILON])
+    return w, a, b
+
+
+@jit
+def update(problem, before, eta, step, spread, gradient, params, slots):
+    """One step of dense weights, of which the last is the intercept; ``before`` is the rate of the step before.
+
+    ``gradient``, ``params`` and ``spread`` are float64[p + 1], ``slots`` float64[2, p + 1]. The penalty is of weights
+    times ``spread``, which is 0 for the intercept. Return the sum of absolute weights.
+    """
     total = 0.0
     for j in range(len(params)):
-        total += abs(params[j])
-    return total < np.inf
+        w, a, b = params[j], slots[0, j], slots[1, j]
+        if problem.rare is not None and problem.optimizer == FTRL and before != eta:
+            a = rebased(problem, before, eta, w, a, b)
+        w, a, b = advance(problem, eta, step, gradient[j], w, a, b)
+        w = settled(problem, eta, step + 1, problem.l1 * spread[j], problem.l2 * spread[j] ** 2, 1, w, a, b)
+        params[j], slots[0, j], slots[1, j] = w, a, b
+        total += abs(w)
+    return total

@@ -2,20 +2,65 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from .drain import drain
+from .drain import Problem, drain
+from .hashing import hash_strings, hash_words, write_indices, write_pairs, write_texts
 from .layout import encode_columns
 from .moments import add_moments
 from .shuffle import permutation
+from .tables import average_table
 
 
-def warm_up() -> None:
-    """Call the kernels on a row of nothing; 4 s the first time on a machine, a fifth of one later."""
-    rows, order, none = np.zeros((1, 16), np.float32), np.zeros(1, np.uint32), np.zeros(0, np.int64)
+def warm_up(at: Any, hashed: bool) -> None:
+    """Call the kernels on a row of nothing; some seconds the first time on a machine, a fifth of one later.
+
+    Parameters
+    ----------
+    at : Cells
+        Any layout of rows (`streamgd.features.Cells`).
+    hashed : bool
+        Whether features are hashed.
+    """
+    rows, order, none = np.zeros((1, at.width), np.float32), np.zeros(1, np.uint32), np.zeros(0, np.int64)
+    cells, nothing = rows.view(np.uint32), np.zeros(0, np.uint32)
     encode_columns(none, none, none, none, np.zeros(0), np.zeros(0, np.float32), 0, 0, rows, none)
     add_moments(rows, 0, -1, np.zeros((5, 1)))
     permutation(np.uint64(0), order)
-    args, state, counters = np.zeros(3), np.zeros(2), np.zeros(3, np.int64)
-    steps = (np.ones(1), state, np.zeros((1, 2)), state, counters, np.zeros(2))
-    drain(rows, order, 0, 0, 1, -1, 0, 0, args[:1], 0, args, 0.0, True, 1, *steps, False)
+    problem = Problem(None, 0, (0.0,) * 2, 0, (0.0,) * 3, 0, 0, (0.0,) * 4, 0.0, 0.0, 0.0, True, 1)
+    table = np.zeros((1, 4), np.float32) if hashed else None
+    marks = None if table is None else table.view(np.int32)
+    params, counters = np.zeros((1, 2)), np.zeros(4, np.int64)
+    slots = np.zeros((2, *params.shape))
+    drain(
+        rows,
+        cells if hashed else None,
+        order,
+        0,
+        0,
+        False,
+        at,
+        problem,
+        None,
+        np.ones(1),
+        np.ones(2),
+        np.zeros((2, 0)),
+        params,
+        slots,
+        params.copy(),
+        table,
+        marks,
+        none,
+        counters,
+        np.zeros(2),
+    )
+    if hashed:
+        strings = none[:0], 0, 0, 0, np.uint32(0), np.uint32(0)
+        hash_strings(*strings, nothing)
+        hash_words(*strings, np.zeros(2048, np.uint16), np.zeros(1, np.uint8), none, nothing, False)
+        write_indices(none, none, none, none, nothing, 0, 0, cells)
+        write_pairs(none, none, nothing, 0, 0, cells)
+        write_texts(0, none, 0, 0, cells)
+        average_table(problem, table, marks, counters, 1, 1.0, np.zeros((1, 1), np.float32))

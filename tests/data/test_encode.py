@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from decimal import Decimal
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,19 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamgd.data.buffers import is_number
-from streamgd.data.encode import Encoder, feature_fields, is_vector, vector_parts
+from streamgd.data.columns import is_vector
+from streamgd.data.encode import Encoder
 from streamgd.data.source import ParquetSource
 from streamgd.data.target import Target
+from streamgd.data.vectors import vector_parts
 from streamgd.errors import (
     BadWeight,
     ListLengthMismatch,
-    MissingColumn,
     NonFiniteFeature,
     NonFiniteTarget,
     TargetError,
     UnknownLabel,
-    UnusableColumns,
 )
 from streamgd.features import Column, FeatureSpec
 from tests import strategies as sgst
@@ -109,7 +109,7 @@ def feature_tables(draw: st.DrawFn, max_rows: int = 40) -> tuple[pa.Table, Featu
     offset = st.floats(-100, 100) | st.sampled_from([0.0, 0.1, 1e9 + 0.1])
     offsets = draw(st.lists(offset, min_size=spec.n_features, max_size=spec.n_features))
     fills = draw(st.lists(st.sampled_from([0.0, -2.5, math.nan]), min_size=spec.n_features, max_size=spec.n_features))
-    return table, FeatureSpec(spec.columns, np.array(offsets), np.array(fills, np.float32))
+    return table, replace(spec, offset=np.array(offsets), fill=np.array(fills, np.float32))
 
 
 def encode(encoder: Encoder, batches: list[pa.RecordBatch]) -> np.ndarray:
@@ -118,7 +118,7 @@ def encode(encoder: Encoder, batches: list[pa.RecordBatch]) -> np.ndarray:
     rows = encoder.new_rows(sum(batch.num_rows for batch in batches))
     done = 0
     for batch in batches:
-        done += encoder.encode(batch, rows[done:], WHERE)
+        done += encoder.encode(batch, rows[done:], WHERE, [])
     return rows[:done, : layout.n_features + layout.has_target + layout.has_weight]
 
 
@@ -201,7 +201,7 @@ def test_any_slice_of_a_long_column_gives_the_same(kind, offset):
     numbers = rng.normal(5, 10, 700) if is_floating(kind) else rng.integers(0, 2 if kind == pa.bool_() else 100, 700)
     items = [None if place % 100 == 50 else _item(x, kind) for place, x in enumerate(numbers.tolist())]
     batch = pa.record_batch({"a": array(items, kind)})
-    encoder = Encoder(FeatureSpec((Column("a", "number"),), np.array([offset]), np.array([np.nan], np.float32)))
+    encoder = Encoder(replace(FeatureSpec.raw([Column("a", "number")]), offset=np.array([offset])))
     whole = encode(encoder, [batch])[:, 0]
     exact = np.array([math.nan if item is None else float(item) - offset for item in batch.column("a").to_pylist()])
     np.testing.assert_allclose(whole, exact, rtol=2e-7, atol=1e-7 * max(1, offset))
@@ -304,9 +304,8 @@ def test_infinity_and_numbers_beyond_float32_are_refused(kind, bad, row):
 
 
 def test_null_and_nan_are_the_same_as_missing():
-    spec = FeatureSpec(
-        (Column("a", "number"), Column("v", "vector", 2)), np.full(3, 5.0), np.array([1, 2, 3], np.float32)
-    )
+    raw = FeatureSpec.raw([Column("a", "number"), Column("v", "vector", 2)])
+    spec = replace(raw, offset=np.full(3, 5.0), fill=np.array([1, 2, 3], np.float32))
     batch = pa.record_batch(
         {
             "a": pa.array([None, math.nan, 6.0]),
@@ -322,13 +321,8 @@ def test_offsets_keep_the_digits_that_float32_would_lose():
     rng = np.random.default_rng(0)
     small = rng.integers(-1000, 1000, 600) * 256  # float64 counts in steps of 256 there
     noise = rng.normal(0, 1e-3, 600)
-    encoder = Encoder(
-        FeatureSpec(
-            (Column("nanoseconds", "number"), Column("money", "number"), Column("vector", "vector", 2)),
-            np.array([1.5e18, 1e9, 1e9, -1e9]),
-            np.zeros(4, np.float32),
-        )
-    )
+    raw = FeatureSpec.raw([Column("nanoseconds", "number"), Column("money", "number"), Column("vector", "vector", 2)])
+    encoder = Encoder(replace(raw, offset=np.array([1.5e18, 1e9, 1e9, -1e9]), fill=np.zeros(4, np.float32)))
     both = np.stack([1e9 + noise, -1e9 + noise], axis=1)
     batch = pa.record_batch(
         {
@@ -346,9 +340,8 @@ def test_offsets_keep_the_digits_that_float32_would_lose():
 @pytest.mark.parametrize("features", [1, 3, 6, 14, 16, 30])
 def test_cells_beside_the_used_ones_stay_finite(features):
     """Kernels multiply them by 0."""
-    spec = FeatureSpec.centred(
-        [Column(f"c{i}", "number") for i in range(features)], np.zeros(features), np.ones(features)
-    )
+    raw = FeatureSpec.raw([Column(f"c{i}", "number") for i in range(features)])
+    spec = raw.centred(np.zeros(features), np.ones(features))
     encoder = Encoder(spec, Target("y"), "w")
     rng = np.random.default_rng(0)
     batch = pa.record_batch(
@@ -356,7 +349,7 @@ def test_cells_beside_the_used_ones_stay_finite(features):
     )
     batch = batch.append_column("y", pa.array(np.arange(50.0))).append_column("w", pa.array(np.ones(50)))
     rows = encoder.new_rows(50)
-    assert encoder.encode(batch, rows, WHERE) == 50
+    assert encoder.encode(batch, rows, WHERE, []) == 50
     assert np.isfinite(rows).all()
     np.testing.assert_array_equal(rows[:, encoder.layout.y_cell], np.arange(50))
     np.testing.assert_array_equal(rows[:, encoder.layout.w_cell], 1)
@@ -489,69 +482,6 @@ def test_weights_are_scaled():
     np.testing.assert_array_equal(encode(encoder, [batch]), [[1, 1], [2, 0]])
 
 
-@pytest.mark.parametrize("kind", NUMBERS, ids=str)
-def test_columns_of_numbers(kind):
-    assert is_number(kind) and not is_vector(kind)
-
-
-@pytest.mark.parametrize("kind", LISTS, ids=str)
-def test_columns_of_vectors(kind):
-    assert is_vector(kind) and not is_number(kind)
-
-
-UNUSABLE = {
-    "text": pa.string(),
-    "view": pa.string_view(),
-    "city": pa.dictionary(pa.int8(), pa.string()),
-    "day": pa.date32(),
-    "time": pa.timestamp("us"),
-    "span": pa.duration("s"),
-    "raw": pa.binary(),
-    "nested": pa.list_(pa.list_(pa.float32())),
-    "words": pa.list_(pa.string()),
-    "record": pa.struct([("a", pa.int8())]),
-    "pairs": pa.map_(pa.string(), pa.int8()),
-}
-
-
-def test_all_columns_that_cannot_be_features_are_listed_with_their_types():
-    schema = pa.schema([("a", pa.int8()), *UNUSABLE.items()])
-    with pytest.raises(UnusableColumns) as caught:
-        feature_fields(schema)
-    for name, kind in UNUSABLE.items():
-        assert f"{name} ({kind})" in str(caught.value)
-    assert f"--drop {','.join(UNUSABLE)} " in str(caught.value)
-    assert [field.name for field in feature_fields(schema, drop=list(UNUSABLE))] == ["a"]
-    with pytest.raises(UnusableColumns, match=r"day \(date32"):
-        feature_fields(schema, only=["a", "day"])
-
-
-def test_features_are_all_columns_but_the_target_the_weight_the_dropped_and_an_index_of_pandas():
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"y": [0, 1], "b": [1.0, 2.0], "a": [3, 4], "w": [1, 1], "c": [0, 0]}, index=[5, 7])
-    schema = pa.Schema.from_pandas(frame)
-    assert "__index_level_0__" in schema.names
-    assert [f.name for f in feature_fields(schema, "y", "w", ["c"])] == ["b", "a"]
-    assert [f.name for f in feature_fields(schema, "y", only=["a", "__index_level_0__"])] == ["a", "__index_level_0__"]
-    assert [f.name for f in feature_fields(pa.schema([("__index_level_0__x", pa.int8())]))] == ["__index_level_0__x"]
-
-
-@pytest.mark.parametrize(
-    ("named", "role"),
-    [({"target": "q"}, "target"), ({"weight": "q"}, "weight"), ({"drop": ["q"]}, "drop"), ({"only": ["q"]}, "feature")],
-    ids=str,
-)
-def test_columns_that_are_not_there_are_named(named, role):
-    with pytest.raises(MissingColumn, match=f"{role} column 'q'.*a, b"):
-        feature_fields(pa.schema([("a", pa.int8()), ("b", pa.int8())]), **named)
-
-
-@pytest.mark.parametrize("named", [{"target": "a", "drop": ["b"]}, {"only": []}], ids=str)
-def test_no_column_left_is_an_error(named):
-    with pytest.raises(UnusableColumns, match="no column is left"):
-        feature_fields(pa.schema([("a", pa.int8()), ("b", pa.int8())]), **named)
-
-
 def test_columns_are_read_once_each():
     encoder = Encoder(FeatureSpec.raw([Column("b", "number"), Column("a", "number")]), Target("a"), "b")
     assert encoder.columns == ["b", "a"]
@@ -573,3 +503,27 @@ def test_centres_are_values_that_occur():
     columns = [Column(name, "number") for name in batch.schema.names[:-1]] + [Column("lists", "vector", 2)]
     centres = Encoder(FeatureSpec.raw(columns)).centres(batch)
     np.testing.assert_array_equal(centres, [1e9 + 0.1, 0.1, 0, 0, 1e9, -1e9 + 0.1])
+
+
+def test_class_weights_are_those_that_a_column_of_weights_would_give():
+    y = pa.array([0, 1, None, 1, 0], pa.int8())
+    batch = pa.record_batch({"a": pa.array(np.arange(5.0)), "y": y, "w": pa.array([1.0, 2, 3, 4, 5])})
+    by_hand = batch.append_column("v", pa.array(np.array([1.0, 2, 3, 4, 5]) * [0.5, 3, 0, 3, 0.5]))
+    spec, target = FeatureSpec.raw([Column("a", "number")]), Target("y", pa.array([0, 1], pa.int8()))
+    encoder = Encoder(spec, target, "w", 0.25, np.array([0.5, 3.0]))
+    np.testing.assert_array_equal(encode(encoder, [batch]), encode(Encoder(spec, target, "v", 0.25), [by_hand]))
+    alone = Encoder(spec, target, class_weight=np.array([0.5, 3.0]))
+    np.testing.assert_array_equal(encode(alone, [batch])[:, 2], [0.5, 3, 3, 0.5])
+
+
+def test_products_and_indicators_are_numbers_like_others():
+    """A product is missing where a part is, and an indicator says where a number is."""
+    columns = [Column("a", "number"), Column("b", "number"), Column("a*b", "product", parts=("a", "b"))]
+    spec = FeatureSpec.raw([*columns, Column("b", "missing"), Column("a*a", "product", parts=("a", "a"))])
+    batch = pa.record_batch({"a": pa.array([2, 3, 4], pa.int16()), "b": pa.array([0.5, None, math.nan])})
+    nan = np.nan
+    expected = np.array([[2, 0.5, 1, 0, 4], [3, nan, nan, 1, 9], [4, nan, nan, 1, 16]], np.float32)
+    np.testing.assert_array_equal(encode(Encoder(spec), [batch]), expected)
+    assert spec.feature_names() == ["a", "b", "a*b", "missing(b)", "a*a"]
+    with pytest.raises(NonFiniteFeature, match=r"'a\*a'"):
+        encode(Encoder(FeatureSpec.raw([spec.columns[4]])), [pa.record_batch({"a": pa.array([1e30])})])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +16,9 @@ from sklearn import metrics
 
 from streamgd.data import evaluate as module
 from streamgd.data.evaluate import evaluate, margins, mean_loss, model_encoder, predictions
-from streamgd.data.source import ParquetSource, TableSource
+from streamgd.data.source import ParquetSource
+from streamgd.data.strings import column_seeds, hash_text, pair_hash
+from streamgd.data.table import TableSource
 from streamgd.errors import (
     AllNullTarget,
     BadWeight,
@@ -36,14 +40,15 @@ MEAN = np.array([1.0, 2.0, 3.0, 4.0])
 
 def model(classes=None, class_type=None, *, centred=True):
     """A model that was not trained, so that what it should say is known."""
-    spec = FeatureSpec.centred(COLUMNS, MEAN, np.ones(4)) if centred else FeatureSpec.uncentred(COLUMNS, MEAN)
+    raw = FeatureSpec.raw(COLUMNS)
+    spec = raw.centred(MEAN, np.ones(4)) if centred else raw.uncentred(MEAN)
     return Model(
         task="regression" if classes is None else "classification",
         loss="squared_error" if classes is None else "log_loss",
         target="y",
         spec=spec,
-        coef=COEF,
-        intercept=0.75,
+        coef=COEF[np.newaxis],
+        intercept=np.array([0.75]),
         scale=np.ones(4),
         missing=np.zeros(4),
         classes=classes,
@@ -191,8 +196,9 @@ def test_margins_come_in_the_order_of_the_rows(data):
 
 def test_a_mean_far_from_zero_costs_no_digits():
     noise = np.random.default_rng(0).normal(size=1000)
-    spec = FeatureSpec.centred((Column("a", "number"),), np.array([1e9]), np.ones(1))
-    made = Model("regression", "squared_error", "y", spec, np.array([2.0]), -2e9, np.ones(1), np.zeros(1))
+    spec = FeatureSpec.raw([Column("a", "number")]).centred(np.array([1e9]), np.ones(1))
+    coef, intercept = np.array([[2.0]]), np.array([-2e9])
+    made = Model("regression", "squared_error", "y", spec, coef, intercept, np.ones(1), np.zeros(1))
     found = margins(TableSource(pa.table({"a": 1e9 + noise})), made)
     np.testing.assert_allclose(found, 2 * noise, atol=1e-6)
 
@@ -258,7 +264,7 @@ def test_columns_that_are_not_there_or_of_another_kind():
         margins(TableSource(table.drop_columns("b")), model())
     for name, values in (("a", pa.array(["x"] * 5)), ("v", pa.array([1.0] * 5)), ("b", table["v"])):
         changed = table.drop_columns(name).append_column(name, values)
-        with pytest.raises(SchemaMismatch, match=f"'{name}' is a"):
+        with pytest.raises(SchemaMismatch, match=f"'{name}' holds "):
             model_encoder(model(), TableSource(changed))
 
 
@@ -301,3 +307,75 @@ def test_predictions_of_a_regression_are_its_margins():
     margin = np.array([-1.5, 1e300])
     found = predictions(model(), margin)
     assert list(found) == ["prediction"] and found["prediction"].to_pylist() == margin.tolist()
+
+
+@pytest.mark.parametrize("loss", ["hinge", "squared_hinge", "perceptron", "modified_huber"])
+def test_margins_that_are_no_log_odds_have_no_log_loss(loss):
+    table, margin = table_of(200)
+    source = TableSource(table.append_column("y", pa.array((margin > np.median(margin)).astype(int))))
+    made = replace(model([0, 1], "int64"), loss=loss, intercept=np.array([0.75 - np.median(margin)]))
+    result = evaluate(source, made)
+    assert result["log_loss"] is None and result["accuracy"] > 0.7 and result["roc_auc"] == pytest.approx(1, abs=1e-3)
+    found = predictions(made, np.array([-3.0, 0.5]))
+    assert found["prediction"].to_pylist() == [0, 1]
+    if loss == "modified_huber":
+        np.testing.assert_allclose(found["probability"].to_numpy(), [0, 0.75])
+    else:
+        assert list(found) == ["prediction"]
+
+
+def test_several_classes_have_a_margin_a_probability_and_a_name_each():
+    rng = np.random.default_rng(0)
+    table, _ = table_of(300)
+    coef, intercept = rng.normal(size=(3, 4)), rng.normal(size=3)
+    made = replace(model(["a", "b", "c"], "string"), coef=coef, intercept=intercept)
+    y = rng.choice(["a", "b", "c"], 300)
+    source = TableSource(table.append_column("y", pa.array(y)), 70)
+    z = margins(source, made)
+    X = np.column_stack(
+        [table["a"].to_numpy(), np.array(table["v"].combine_chunks().flatten()).reshape(-1, 2), table["b"]]
+    )
+    np.testing.assert_allclose(
+        z, np.where(np.isnan(X.astype(float)), MEAN, X.astype(float)) @ coef.T + intercept, atol=1e-5
+    )
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    result = evaluate(source, made, n_jobs=2)
+    assert result["log_loss"] == pytest.approx(metrics.log_loss(y, p, labels=["a", "b", "c"]), rel=1e-9)
+    assert result["accuracy"] == pytest.approx(np.mean(np.array(["a", "b", "c"])[z.argmax(axis=1)] == y))
+    assert mean_loss(source, made) == pytest.approx(result["log_loss"], rel=1e-9)
+    found = predictions(made, z)
+    assert list(found) == ["prediction", "probability_a", "probability_b", "probability_c"]
+    np.testing.assert_allclose(found["probability_b"].to_numpy(), p[:, 1], rtol=1e-9)
+
+
+def test_counts_are_the_exponential_of_their_margin():
+    made = replace(model(), loss="poisson")
+    assert predictions(made, np.array([0.0, 1.0]))["prediction"].to_pylist() == pytest.approx([1, math.e])
+    table, margin = table_of(50)
+    y = np.random.default_rng(0).poisson(np.exp(np.clip(margin, -3, 3))).astype(float)
+    source = TableSource(table.append_column("y", pa.array(y)))
+    assert evaluate(source, made)["rmse"] == pytest.approx(np.sqrt(np.mean((np.exp(margin) - y) ** 2)), rel=1e-4)
+    assert mean_loss(source, made) == pytest.approx(np.mean(np.exp(margin) - y * margin), rel=1e-4)
+
+
+def test_hashed_features_count_wherever_they_come_from(tmp_path):
+    """Categories, texts, and a number times a category, from a table and from shards with dictionaries."""
+    columns = [Column("a", "number"), Column("c", "category"), Column("t", "text")]
+    spec = FeatureSpec.raw([*columns, Column("a*c", "scaled", parts=("a", "c"))]).centred(np.array([2.0]), np.ones(1))
+    spec = spec.hashed(20, np.array([4.0]))
+    mask = spec.n_slots - 1
+    seeds = {name: column_seeds(name) for name in ("c", "t", "a*c")}
+    weights = {
+        hash_text("x", seeds["c"][0]) & mask: 1.0,
+        seeds["c"][1] & mask: 10.0,
+        hash_text("good", seeds["t"][0]) & mask: 100.0,
+        int(pair_hash(spec.columns[3], [np.array([hash_text("x", seeds["c"][0])], np.uint32)])[0]) & mask: 1000.0,
+    }
+    index = np.array(sorted(weights), np.uint32)
+    hashed = np.array([[weights[int(i)]] for i in index], np.float32)
+    zero = np.zeros((1, 1)), np.zeros(1), np.ones(1), np.zeros(1)
+    made = Model("regression", "squared_error", "y", spec, *zero, index, hashed)
+    table = pa.table({"a": [2.0, 6.0, None], "c": ["x", "x", None], "t": ["Good, good", None, "bad"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    for source in (TableSource(table), ParquetSource(str(tmp_path))):
+        np.testing.assert_allclose(margins(source, made), [201, 1001, 10], rtol=1e-6)

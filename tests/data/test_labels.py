@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from streamgd.data import labels as module
 from streamgd.data.labels import AUTO_CLASSES, DENSE_RANGE, Labels, scan_labels
-from streamgd.data.source import ParquetSource, TableSource
+from streamgd.data.source import ParquetSource
+from streamgd.data.table import TableSource
 from streamgd.errors import (
     AllNullTarget,
     BadWeight,

@@ -26,9 +26,12 @@ COEF = np.array([0.5, -2.0])
 
 
 def model(classes=None, class_type=None):
-    spec = FeatureSpec.centred((Column("a", "number"), Column("b", "number")), np.array([1.0, 2.0]), np.ones(2))
+    raw = FeatureSpec.raw([Column("a", "number"), Column("b", "number")])
+    spec = raw.centred(np.array([1.0, 2.0]), np.ones(2))
     task, loss = ("classification", "log_loss") if classes else ("regression", "squared_error")
-    return Model(task, loss, "y", spec, COEF, 0.25, np.ones(2), np.zeros(2), classes, class_type)
+    coef, intercept = COEF[np.newaxis], np.array([0.25])
+    rest = {"classes": classes, "class_type": class_type}
+    return Model(task, loss, "y", spec, coef, intercept, np.ones(2), np.zeros(2), **rest)
 
 
 LABELS = model([3, 7], "int64")
@@ -232,7 +235,11 @@ def test_data_that_do_not_fit_the_model(tmp_path):
     (tmp_path / "in").mkdir()
     for changed, error, named in (
         (table.drop_columns("b"), MissingColumn, "model's column 'b'"),
-        (table.set_column(2, "b", pa.array(["x"] * 3)), SchemaMismatch, "'b' is a number, but the data hold string"),
+        (
+            table.set_column(2, "b", pa.array(["x"] * 3)),
+            SchemaMismatch,
+            r"'b' holds numbers \(number\), but the data hold string",
+        ),
     ):
         sgst.write_shards(tmp_path / "in", changed, [[3]])
         with pytest.raises(error, match=named):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from decimal import Decimal
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,28 +14,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamgd.data.columns import find_columns
+from streamgd.data.encode import Encoder
 from streamgd.data.profile import (
     PIECE_ROWS,
     SAMPLE_ROW_GROUPS,
     WHOLE_SAMPLE_ROWS,
-    find_columns,
     measure_scales,
     sample_pieces,
 )
-from streamgd.data.source import ParquetSource, TableSource
+from streamgd.data.source import ParquetSource
+from streamgd.data.table import TableSource
 from streamgd.errors import (
     BadWeight,
     ListLengthMismatch,
-    MissingColumn,
     NonFiniteFeature,
-    UnusableColumns,
 )
-from streamgd.features import Column
+from streamgd.features import FeatureSpec, Selection
 from tests import strategies as sgst
 
 
 def measure(source, *, weight=None, seed=0, n_jobs=1, **named):
-    return measure_scales(source, find_columns(source, weight=weight, **named), weight=weight, seed=seed, n_jobs=n_jobs)
+    encoder = Encoder(FeatureSpec.raw(find_columns(source, weight=weight, **named)), None, weight)
+    return measure_scales(source, encoder, seed=seed, n_jobs=n_jobs)
 
 
 def in_numpy(X: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -289,29 +290,6 @@ def test_bad_weights_are_an_error():
         measure(TableSource(pa.table({"a": [1.0, 2.0], "w": [1.0, -1.0]})), weight="w")
 
 
-def test_columns_and_their_kinds():
-    lists = pa.array([None, None, [1, 2, 3], [4, 5, 6]], pa.list_(pa.int8()))
-    table = pa.table(
-        {
-            "y": [0, 1, 0, 1],
-            "b": [True] * 4,
-            "v": lists,
-            "f": pa.array([[1, 2]] * 4, pa.list_(pa.float32(), 2)),
-            "a": [1] * 4,
-        }
-    )
-    for row_group_rows in (1, 4):
-        source = TableSource(table, row_group_rows)
-        assert find_columns(source, target="y", drop=["a"]) == (
-            Column("b", "number"),
-            Column("v", "vector", 3),
-            Column("f", "vector", 2),
-        )
-        assert find_columns(source, only=["a", "v"]) == (Column("a", "number"), Column("v", "vector", 3))
-    with pytest.raises(MissingColumn, match="'q'"):
-        find_columns(source, target="q")
-
-
 def test_lists_of_other_lengths_are_an_error_that_names_the_place():
     lists = pa.array([[1, 2], None, [1, 2], [1, 2, 3]], pa.list_(pa.int8()))
     with TemporaryDirectory() as directory:
@@ -320,17 +298,41 @@ def test_lists_of_other_lengths_are_an_error_that_names_the_place():
             measure(ParquetSource(directory))
 
 
-@pytest.mark.parametrize(
-    ("lists", "kind"),
-    [
-        ([None, None], pa.list_(pa.float32())),
-        ([[], None, []], pa.list_(pa.float32())),
-        ([[], []], pa.list_(pa.null())),
-        ([[], []], pa.list_(pa.float32(), 0)),
-    ],
-    ids=str,
-)
-def test_lists_that_hold_nothing_cannot_be_features(lists, kind):
-    source = TableSource(pa.table({"a": np.arange(len(lists)), "v": pa.array(lists, kind)}), 1)
-    with pytest.raises(UnusableColumns, match=r"'v'.*drop"):
-        find_columns(source)
+def clicks(rows: int, cardinality: int, seed: int = 0) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    return pa.table({"c": [f"v{i}" for i in rng.integers(0, cardinality, rows)], "x": rng.normal(size=rows)})
+
+
+def test_hashed_features_of_small_data_are_counted():
+    table = clicks(3000, 50).append_column("t", pa.array(["a b", "b c", "a b"] * 1000))
+    scales = measure(TableSource(table, 200), selection=Selection(text=("t",)))
+    categories = len(set(table["c"].to_pylist()))
+    assert categories <= scales.distinct <= categories + 16 * 5
+    assert scales.words == pytest.approx(3) and scales.most_words == pytest.approx(3)
+    assert scales.text_bytes == 12
+
+
+@pytest.mark.parametrize("cardinality", [100, 100_000, 10_000_000])
+def test_the_number_of_distinct_values_is_estimated_from_the_sample(cardinality):
+    """Within a factor of 2, though most values of the sample may come once."""
+    table = clicks(WHOLE_SAMPLE_ROWS + 700_000, cardinality)
+    exact = len(table["c"].unique())
+    found = measure(TableSource(table), seed=3).distinct
+    assert exact / 2 < found < exact * 2
+
+
+def test_hashes_have_room_for_what_was_counted():
+    scales = measure(TableSource(clicks(100, 10)))
+    for distinct, bits in ((0, 4), (1, 4), (4000, 16), (10**5, 18), (10**6, 21), (10**7, 25), (10**9, 28)):
+        assert replace(scales, distinct=distinct).hash_bits() == bits
+
+
+def test_indicators_have_the_scales_of_their_values():
+    rng = np.random.default_rng(0)
+    x = np.where(rng.uniform(size=4000) < 0.1, np.nan, 5.0)
+    table = pa.table({"x": x, "is_missing": np.isnan(x).astype(float)})
+    scales = measure(TableSource(table))
+    found = scales.with_indicators(np.array([0]))
+    for name in ("mean", "scale", "magnitude"):
+        assert getattr(found, name)[2] == pytest.approx(getattr(scales, name)[1], rel=1e-6)
+    assert found.missing.tolist() == [*scales.missing, 0]

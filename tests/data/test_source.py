@@ -19,9 +19,11 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from streamgd.data import reading
 from streamgd.data import source as module
 from streamgd.data.rowgroups import Manifest, RowGroupReader, Source
-from streamgd.data.source import ParquetSource, TableSource, as_source
+from streamgd.data.source import ParquetSource, as_source
+from streamgd.data.table import TableSource
 from streamgd.data.widen import cast, widen
 from streamgd.errors import (
     ConfigError,
@@ -548,7 +550,7 @@ def test_the_first_bad_shard_is_the_one_that_is_named(tmp_path):
 
 
 def test_threads_keep_few_files_open_and_footers_are_parsed_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "OPEN_FILES", 3)
+    monkeypatch.setattr(reading, "OPEN_FILES", 3)
     paths = [write(tmp_path / f"{n}.parquet", pa.table({"x": [1, 2, 3]}), row_group_size=1) for n in range(5)]
     handler, data = watched(paths)
     source = ParquetSource(data, n_jobs=1)

@@ -24,8 +24,9 @@ from streamgd.data import shuffle
 from streamgd.data import stream as module
 from streamgd.data.encode import Encoder
 from streamgd.data.shuffle import Plan
-from streamgd.data.source import ParquetSource, TableSource
+from streamgd.data.source import ParquetSource
 from streamgd.data.stream import ParquetStream, Position, Times, WindowStream
+from streamgd.data.table import TableSource
 from streamgd.data.target import Target
 from streamgd.errors import (
     ConfigError,

@@ -4,23 +4,47 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamgd.losses import Loss
-from streamgd.optimizers import Optimizer
-from streamgd.schedules import Schedule
+from streamgd.kernels.drain import Problem
+from streamgd.losses import LOSSES, Loss
+from streamgd.optimizers import EPSILON_PLACE, OPTIMIZERS, PLACES, Optimizer
+from streamgd.schedules import SCHEDULES, Schedule
+
+#: Optimizers that take steps.
+STEPPING = {name: optimizer for name, optimizer in OPTIMIZERS.items() if optimizer.code >= 0}
 
 
-def optimizer_args(optimizer: Optimizer) -> np.ndarray:
-    return np.array([optimizer.default])
+def optimizer_args(optimizer: Optimizer) -> tuple[float, float, float]:
+    args = [0.0, 0.0, 0.0]
+    for name, default in optimizer.parameters:
+        args[PLACES[name]] = default
+    args[EPSILON_PLACE] = optimizer.epsilon
+    return args[0], args[1], args[2]
 
 
-def schedule_args(schedule: Schedule, eta0: float) -> np.ndarray:
+def loss_args(loss: Loss) -> tuple[float, float]:
+    """Default parameters, as float32 holds them: so kinks are where the twin has them."""
+    return float(np.float32(loss.default)), 0.0
+
+
+def schedule_args(schedule: Schedule, eta0: float) -> tuple[float, float, float, float]:
     """Arguments with which the first step has learning rate eta0."""
     if schedule.name == "optimal":
         alpha = 0.01
-        return np.array([eta0, alpha, 1 / (alpha * eta0)])
-    return np.array([eta0, 0.25, 0.0])
+        return eta0, alpha, 1 / (alpha * eta0), 0.0
+    return eta0, 0.9 if schedule.name == "step" else 0.25, 1e4, 0.0
+
+
+def problem(optimizer: Optimizer, args=None, *, l1: float = 0.0, l2: float = 0.0, rare: bool | None = True) -> Problem:
+    """A problem of which only the optimizer and the penalty matter."""
+    args = optimizer_args(optimizer) if args is None else tuple(map(float, args))
+    return Problem(rare, 0, (0.0, 0.0), optimizer.code, args, optimizer.slots, 0, (0.0,) * 4, l1, l2, 0.0, True, 1)
 
 
 def targets(loss: Loss, rng: np.random.Generator, n: int) -> np.ndarray:
     """Targets that a loss takes."""
-    return rng.integers(0, 2, n).astype(np.float64) if loss.task == "classification" else rng.normal(size=n)
+    if loss.task == "classification":
+        return rng.integers(0, 2, n).astype(np.float64)
+    return rng.poisson(1.0, n).astype(np.float64) if loss.link == "log" else rng.normal(size=n)
+
+
+__all__ = ["LOSSES", "SCHEDULES", "STEPPING", "loss_args", "optimizer_args", "problem", "schedule_args", "targets"]

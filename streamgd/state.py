@@ -1,0 +1,152 @@
+"""What training changes, and what it tells: weights and their state, progress, the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .data.stream import Times
+from .job import Job
+from .kernels.tables import average_table
+from .model import Model
+
+#: The weights enter the average so many times an epoch, with weights that grow as time to the power of ...
+SNAPSHOTS = 64
+AVERAGE_POWER = 8
+#: The list of slots that a mini-batch touches holds so many; if they are more, the whole table is looked through.
+MOST_TOUCHED, TOUCHED_A_ROW = 1 << 20, 1024
+
+
+@dataclass
+class State:
+    """All that an update reads and writes; shapes as in `streamgd.kernels.drain`.
+
+    ``average`` holds the average of ``params`` over ``snapshots`` moments, weighted towards the end: the noise of
+    the last steps goes, and what was learned early is soon forgotten (polynomial decay; Shamir, Zhang 2013). Taking
+    64 snapshots an epoch instead of every step costs nothing and is as good. ``table_average`` is the same of hashed
+    weights, where fewer are taken if the table is large for the data.
+    """
+
+    params: NDArray[np.float64]
+    slots: NDArray[np.float64]
+    carry: NDArray[np.float64]
+    counters: NDArray[np.int64]
+    totals: NDArray[np.float64]
+    average: NDArray[np.float64]
+    table: NDArray[np.float32] | None
+    touched: NDArray[np.int64]
+    table_average: NDArray[np.float32] | None
+    snapshots: int = 0
+    table_snapshots: int = 0
+
+    @classmethod
+    def start(cls, job: Job) -> State:
+        """Weights 0; intercepts at what the base rate says."""
+        n, shape, slots = job.outputs, job.table, job.encoder.spec.n_slots
+        params = np.zeros((n, len(job.inverse_scale) + 1))
+        params[:, -1] = job.start
+        listed = min(slots, MOST_TOUCHED, job.batch_rows * max(TOUCHED_A_ROW, job.encoder.layout.n_index))
+        return cls(
+            params=params,
+            slots=np.zeros((2, *params.shape)),
+            carry=np.zeros_like(params),
+            counters=np.zeros(4, np.int64),
+            totals=np.zeros(2),
+            average=params.copy(),
+            table=np.zeros((slots, shape.cells), np.float32) if slots else None,
+            touched=np.zeros(listed, np.int64),
+            table_average=np.zeros((slots, n), np.float32) if slots and shape.averaged else None,
+        )
+
+    @property
+    def marks(self) -> NDArray[np.int32] | None:
+        """The table as integers: the last cell of a slot is the number of a step."""
+        return None if self.table is None else self.table.view(np.int32)
+
+    def take_snapshot(self, job: Job) -> None:
+        """Let the weights as they are enter their average."""
+        if not job.config.averaged:
+            return
+        self.snapshots += 1
+        self.average += _share(self.snapshots) * (self.params - self.average)
+        if self.table_average is not None and self.snapshots % job.table_every == 0:
+            self.table_snapshots += 1
+            self._average_table(job, self.table_average, _share(self.table_snapshots))
+
+    def _average_table(self, job: Job, average: NDArray[np.float32], share: float) -> None:
+        average_table(job.problem, self.table, self.marks, self.counters, job.outputs, share, average)
+
+    def weights(self, job: Job) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
+        """The dense and hashed weights that make the model.
+
+        A weight that an L1 penalty holds at 0 now is 0, though it was not when it entered the average.
+        """
+        table = None
+        if self.table is not None:
+            table = np.zeros((len(self.table), job.outputs), np.float32)
+            self._average_table(job, table, 1.0)
+        if not (job.config.averaged and self.snapshots):
+            return self.params.copy(), table
+        averages = self.average.copy(), self.table_average if self.table_snapshots else table
+        if job.config.l1 > 0:
+            averages[0][:, :-1] *= self.params[:, :-1] != 0
+            if averages[1] is not None and table is not None:
+                averages = averages[0], averages[1] * (table != 0)
+        return averages
+
+
+def _share(snapshots: int) -> float:
+    return (AVERAGE_POWER + 1) / (AVERAGE_POWER + snapshots)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands, as told to a callback; ``ended`` if an epoch has just ended and was validated."""
+
+    epoch: int
+    epochs: int
+    rows: int
+    total_rows: int
+    steps: int
+    loss: float
+    seconds: float
+    times: Times
+    validation_loss: float | None = None
+    ended: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether the last epoch has ended."""
+        return self.ended and self.epoch + 1 == self.epochs
+
+
+@dataclass
+class Result:
+    """What training gave.
+
+    ``epochs`` counts passes over the data, those of a polish too; ``objective`` and ``gradient_norm`` (of the whole
+    objective, over all rows, in scaled features) are known after L-BFGS.
+    """
+
+    model: Model
+    rows: int
+    epochs: int
+    steps: int
+    seconds: float
+    train_loss: float
+    losses: list[float]
+    validation_losses: list[float]
+    skipped_rows: int
+    window_rows: int
+    peak_rss_bytes: int
+    times: Times = field(default_factory=Times)
+    objective: float | None = None
+    gradient_norm: float | None = None
+
+    def remarks(self) -> list[str]:
+        """What a user should know after training."""
+        if not self.skipped_rows:
+            return []
+        return [f"{self.skipped_rows:,} rows have no target (null) and were left out."]

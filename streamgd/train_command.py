@@ -1,0 +1,147 @@
+"""What ``streamgd train`` does once its options are read."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from .errors import ConfigError
+
+
+def train_command(
+    shards: list[str],
+    target: str,
+    settings: Any,
+    weight: str | None,
+    validation: list[str] | None,
+    path: Path | None,
+) -> dict[str, Any]:
+    """Train, write the model, and return what ``--json`` prints.
+
+    Raises
+    ------
+    StreamgdError
+        A parameter or the data are wrong.
+    """
+    from .data.columns import is_string
+    from .data.source import ParquetSource
+    from .features import Layout
+    from .job import prepare
+    from .kernels.warm import warm_up
+    from .memory import format_bytes, peak_rss
+    from .modelfile import save_model
+    from .progress import display
+    from .state import State
+    from .trainer import train as run
+
+    _check_model_path(path)  # told before hours of training, not after
+    source = ParquetSource(shards, n_jobs=settings.n_jobs)
+    began = perf_counter()
+    warm_up(
+        Layout(1, has_target=True).cells,
+        hashed=any(map(is_string, source.schema.types)) or bool(settings.categorical or settings.calendar),
+    )
+    if (compiling := perf_counter() - began) > 1:
+        print(f"compiled the kernels for this machine in {compiling:.1f} s; they are kept", file=sys.stderr, flush=True)
+    began = perf_counter()
+    held_out = ParquetSource(validation, n_jobs=settings.n_jobs) if validation else None
+    job, feed = prepare(source, target, settings, weight=weight, validation=held_out)
+    memory, labels = feed.memory, job.labels
+    print(
+        f"{source.manifest.n_rows:,} rows in {source.manifest.n_row_groups:,} row groups of {len(source.names):,} "
+        f"shards; {_features(job.encoder.spec)}; {labels.task} of {target!r} by {job.loss.name}; windows of "
+        f"{feed.plan.capacity:,} rows ({format_bytes(memory.window)}); {memory.n_jobs} reading threads",
+        file=sys.stderr,
+    )
+    for remark in feed.remarks():
+        warnings.warn(remark, stacklevel=1)
+    with display() as show:
+        result = run(job, feed, State.start(job), callback=show)
+    for remark in result.remarks():
+        warnings.warn(remark, stacklevel=1)
+    seconds = perf_counter() - began
+    summary = {
+        "rows": result.rows,
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "seconds": seconds,
+        "rows_per_second": result.rows / seconds,
+        "train_loss": result.train_loss,
+        "losses": result.losses,
+        "validation_losses": result.validation_losses,
+        "peak_rss_bytes": peak_rss(),
+        "weights_sha256": result.model.sha256(),
+        "skipped_rows": result.skipped_rows,
+        "window_rows": result.window_rows,
+        "model": None if path is None else str(path),
+        "task": labels.task,
+        "loss": job.loss.name,
+        "target": target,
+        "features": job.encoder.spec.n_inputs,
+        "hash_bits": job.encoder.spec.hash_bits,
+        "objective": result.objective,
+        "gradient_norm": result.gradient_norm,
+        "batch_size": None if settings.batch_size is None else job.batch_rows,
+        "label_clustering": labels.clustering,
+        "memory": memory.to_json(),
+        "time": {
+            "reading": result.times.reading,
+            "encoding": result.times.encoding,
+            "waiting": result.times.waiting,
+            "computing": result.times.computing,
+        },
+    }
+    if path is not None:
+        training = {**{k: v for k, v in summary.items() if k != "model"}, "config": settings.to_json()}
+        save_model(replace(result.model, training=training), path)
+    return summary
+
+
+def _features(spec: Any) -> str:
+    """What there is to learn from, in words."""
+    dense, hashed = spec.n_features, spec.n_inputs - spec.n_features
+    words = [f"{dense:,} numbers"] if dense else []
+    return " and ".join(words + ([f"{hashed:,} hashed features in 2^{spec.hash_bits} weights"] if hashed else []))
+
+
+def _check_model_path(path: Path | None) -> None:
+    """Refuse a model file that could not be written, or that would replace something else."""
+    from .modelfile import looks_like_model
+
+    if path is None:
+        print("no --model is given: the model will be measured but not kept", file=sys.stderr)
+    elif not path.parent.is_dir():
+        raise ConfigError(f"--model {path}: there is no directory {path.parent}; make it, or name another.")
+    elif path.is_dir():
+        raise ConfigError(f"--model {path} is a directory; name a file.")
+    elif not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"--model {path}: the directory cannot be written to; name another.")
+    elif path.exists() and not looks_like_model(path):
+        raise ConfigError(f"--model {path} is there and is no model file, so it is not replaced; name another.")
+
+
+def train_text(result: dict[str, Any]) -> str:
+    """The result for people."""
+    from .memory import format_bytes
+
+    validation = result["validation_losses"]
+    lines = [
+        f"loss        {result['train_loss']:.6f} progressive, {result['loss']}"
+        + (f"; {min(validation):.6f} validation" if validation else ""),
+        *(
+            [f"objective   {result['objective']:.6f}, its gradient has the norm {result['gradient_norm']:.2e}"]
+            if result["gradient_norm"] is not None
+            else []
+        ),
+        f"rows        {result['rows']:,} in {result['epochs']} epochs, {result['steps']:,} steps",
+        f"speed       {result['rows_per_second']:,.0f} rows/s from start to end, {result['seconds']:.2f} s",
+        f"memory      {format_bytes(result['peak_rss_bytes'])} at the peak",
+        f"weights     {result['weights_sha256']}",
+        f"model       {result['model'] or 'not kept: no --model was given'}",
+    ]
+    return "\n".join(lines)
