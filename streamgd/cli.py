@@ -153,7 +153,9 @@ def train(
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; 5, and at most 1000 of lbfgs.")] = None,
-    polish: Annotated[int, typer.Option(help="Passes of L-BFGS afterwards, at most.")] = 0,
+    polish: Annotated[
+        int | None, typer.Option(help="Passes of L-BFGS afterwards, at most; 100 for few rows by default.")
+    ] = None,
     batch_size: Annotated[str, typer.Option(help="Rows a step; 'all' is batch gradient descent.")] = "auto",
     alpha: Annotated[
         float | None, typer.Option(help="Factor of the penalty; 1 / (sum of the rows' weights) by default.")

@@ -17,8 +17,16 @@ from .schedules import SCHEDULES, Schedule
 #: "auto": the mini-batch leaves this many steps in an epoch, within bounds.
 STEPS_PER_EPOCH = 1024
 AUTO_BATCH = (1, 256)
+#: Parameters of steps, of which L-BFGS has none.
+STEPWISE = (
+    *("optimizer", "learning_rate", "eta0", "warmup_steps", "clip_norm", "average", "batch_size", "shuffle"),
+    "early_stopping",
+)
 #: Passes, if the user names no number: of steps, and at most of L-BFGS.
 EPOCHS, PASSES = 5, 1000
+#: So few rows are polished unless the user says how to learn: their optimum costs less than a second, and five epochs
+#: over a thousand rows may be 10 % from it.
+FEW_ROWS, FEW_ROWS_PASSES = 16_384, 100
 #: Default factor of the penalty: 1 / (sum of sample weights), at most ..., and where rows will come for ever.
 MOST_ALPHA, ENDLESS_ALPHA = 0.01, 1e-6
 #: Few rows take longer steps of AdaGrad and its like: by so much more for each power of ten below so many rows, but
@@ -51,7 +59,7 @@ class Config:
     beta_2: float | None = None
     clip_norm: float | None = None
     average: bool | None = None
-    polish: int = 0
+    polish: int | None = None
     fit_intercept: bool = True
     standardize: bool = True
     epochs: int | None = None
@@ -180,10 +188,7 @@ class Config:
 
     def _check_passes(self) -> None:
         """Refuse what only steps have where whole passes are taken."""
-        for name in (
-            "learning_rate", "eta0", "warmup_steps", "clip_norm", "average", "polish", "batch_size", "shuffle",
-            "early_stopping",
-        ):  # fmt: skip
+        for name in (*STEPWISE[1:], "polish"):
             if getattr(self, name) != _default(name):
                 raise ConfigError(
                     f"{name} does nothing with optimizer='lbfgs', which takes whole passes; leave it out."
@@ -209,6 +214,14 @@ class Config:
     def passes(self) -> int:
         """Epochs, or the most passes of L-BFGS."""
         return self.epochs if self.epochs is not None else PASSES if self.by_passes else EPOCHS
+
+    def polish_passes(self, loss: Loss, rows: int) -> int:
+        """Passes of L-BFGS after the steps, at most."""
+        if self.polish is not None:
+            return self.polish
+        said = any(getattr(self, name) != _default(name) for name in STEPWISE)
+        smooth = loss.smooth and (self._share() == 0 or self.alpha == 0)
+        return FEW_ROWS_PASSES if rows <= FEW_ROWS and smooth and not said and not self.by_passes else 0
 
     @property
     def selection(self) -> Selection:

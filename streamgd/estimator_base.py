@@ -70,7 +70,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         beta_2: float | None = None,
         clip_norm: float | None = None,
         average: bool | None = None,
-        polish: int = 0,
+        polish: int | None = None,
         fit_intercept: bool = True,
         standardize: bool = True,
         epochs: int | None = None,

@@ -60,8 +60,9 @@ class SGDClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
     average : bool, optional
         Whether the model is an average of the weights over training, weighted towards its end. By default yes, unless
         every step sees all rows, or for FTRL.
-    polish : int, default=0
-        At most so many passes of L-BFGS after the steps.
+    polish : int, optional
+        At most so many passes of L-BFGS after the steps. By default none; but 100 for at most 16,384 rows, if no
+        parameter of steps is given, the loss is smooth and the penalty "l2": their optimum costs next to nothing.
     fit_intercept : bool, default=True
         Whether there is an intercept.
     standardize : bool, default=True

@@ -47,6 +47,7 @@ class Job:
     spread: NDArray[np.float64]
     eta0: float
     start: NDArray[np.float64]
+    polish: int
 
     @property
     def outputs(self) -> int:
@@ -65,7 +66,7 @@ class Job:
     def table(self) -> Table:
         """Shape of the table of hashed weights."""
         config, slots = self.config, self.encoder.spec.n_slots
-        descended = slots and self.scales.distinct if config.by_passes or config.polish else 0
+        descended = slots and self.scales.distinct if config.by_passes or self.polish else 0
         return Table(slots, self.outputs, config.method.slots, config.averaged, descended)
 
     @property
@@ -186,6 +187,7 @@ def prepare(
         spread=np.append(scales.scale * inverse_scale if config.standardize else np.ones_like(inverse_scale), 0.0),
         eta0=config.initial_rate(loss, length, ENDLESS_ROWS if endless else labels.rows),
         start=start,
+        polish=0 if endless else config.polish_passes(loss, labels.rows),
     )
     memory = _plan_memory(source, encoder, config, job.table, scales.text_bytes, validation, resident)
     if memory.hash_bits < spec.hash_bits:

@@ -126,8 +126,8 @@ class Progress:
 class Result:
     """What training gave.
 
-    ``epochs`` counts passes over the data, those of a polish too; ``objective`` and ``gradient_norm`` (of the whole
-    objective, over all rows, in scaled features) are known after L-BFGS.
+    ``objective`` and ``gradient_norm`` (of the whole objective, over all rows, in scaled features) are known after
+    L-BFGS; ``polish_passes`` are those after the epochs, which everything else tells of.
     """
 
     model: Model
@@ -144,6 +144,7 @@ class Result:
     times: Times = field(default_factory=Times)
     objective: float | None = None
     gradient_norm: float | None = None
+    polish_passes: int = 0
 
     def remarks(self) -> list[str]:
         """What a user should know after training."""

@@ -86,6 +86,7 @@ def train_command(
         "hash_bits": job.encoder.spec.hash_bits,
         "objective": result.objective,
         "gradient_norm": result.gradient_norm,
+        "polish_passes": result.polish_passes,
         "batch_size": None if settings.batch_size is None else job.batch_rows,
         "label_clustering": labels.clustering,
         "memory": memory.to_json(),
@@ -134,7 +135,10 @@ def train_text(result: dict[str, Any]) -> str:
         f"loss        {result['train_loss']:.6f} progressive, {result['loss']}"
         + (f"; {min(validation):.6f} validation" if validation else ""),
         *(
-            [f"objective   {result['objective']:.6f}, its gradient has the norm {result['gradient_norm']:.2e}"]
+            [
+                f"objective   {result['objective']:.6f}, its gradient has the norm {result['gradient_norm']:.2e}"
+                + (f" after {result['polish_passes']} passes of L-BFGS" if result["polish_passes"] else "")
+            ]
             if result["gradient_norm"] is not None
             else []
         ),

@@ -95,20 +95,22 @@ def train(
         peak_rss_bytes=peak_rss(),
         times=times,
     )
-    return polished(job, feed, state, result, callback) if job.config.polish else result
+    return polished(job, feed, state, result, callback) if job.polish else result
 
 
 def polished(job: Job, feed: Feed, state: State, result: Result, callback: Callable[[Progress], None] | None) -> Result:
-    """Improve the model that steps gave by passes of L-BFGS; the result counts both."""
-    after = descend(job, feed, job.config.polish, *state.weights(job), callback=callback)
+    """Improve the model that steps gave by passes of L-BFGS."""
+    # Of few rows, which nobody asked to polish, it takes no time that is worth a display.
+    told = callback if job.config.polish else None
+    after = descend(job, feed, job.polish, *state.weights(job), callback=told)
     return replace(
-        after,
-        rows=result.rows + after.rows,
-        epochs=result.epochs + after.epochs,
-        steps=result.steps + after.steps,
+        result,
+        model=after.model,
         seconds=result.seconds + after.seconds,
-        losses=result.losses + after.losses,
-        validation_losses=result.validation_losses + after.validation_losses,
+        peak_rss_bytes=after.peak_rss_bytes,
+        objective=after.objective,
+        gradient_norm=after.gradient_norm,
+        polish_passes=after.epochs,
     )
 
 

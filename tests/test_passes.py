@@ -13,7 +13,7 @@ from sklearn.linear_model import HuberRegressor, LinearRegression, LogisticRegre
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import streamgd as sg
-from streamgd.config import Config
+from streamgd.config import FEW_ROWS, Config
 from streamgd.data.source import as_source
 from streamgd.data.stream import WindowStream
 from streamgd.data.table import TableSource
@@ -125,13 +125,13 @@ def test_hashed_categories_have_the_optimum_of_one_hot_columns() -> None:
 
 def test_a_polish_comes_closer_and_says_how_close(write: Write) -> None:
     path = write(classification(2000), row_group_rows=200)
-    rough = sg.SGDClassifier(epochs=1, alpha=1e-3).fit(path, "y")
+    rough = sg.SGDClassifier(epochs=1, alpha=1e-3, polish=0).fit(path, "y")
     fine = sg.SGDClassifier(epochs=1, alpha=1e-3, polish=30).fit(path, "y")
     best = sg.SGDClassifier(optimizer="lbfgs", alpha=1e-3).fit(path, "y")
     assert rough.result_.gradient_norm is None and best.result_.gradient_norm < 1e-7
     assert best.result_.gradient_norm <= fine.result_.gradient_norm < 1e-3
     assert fine.result_.objective == pytest.approx(best.result_.objective, rel=1e-6)
-    assert 1 < fine.n_iter_ <= 31 and fine.result_.rows == 2000 * fine.n_iter_
+    assert fine.n_iter_ == 1 and 1 < fine.result_.polish_passes <= 30
     np.testing.assert_allclose(fine.coef_, best.coef_, rtol=1e-2, atol=1e-3)
     again = sg.SGDClassifier(epochs=1, alpha=1e-3, polish=30, n_jobs=3).fit(path, "y")
     assert again.model_.sha256() == fine.model_.sha256()
@@ -175,6 +175,33 @@ def test_class_weights_name_classes_that_there_are() -> None:
         sg.SGDClassifier(class_weight={0: 0, 1: 0}).fit(X, y)
     with pytest.raises(ConfigError, match="class_weight does nothing"):
         sg.SGDRegressor(class_weight="balanced").fit(X, y.astype(float))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        *({"optimizer": "adagrad"}, {"eta0": 0.1}, {"batch_size": 8}, {"average": False}, {"shuffle": False}),
+        *({"loss": "hinge"}, {"penalty": "l1"}, {"polish": 0}, {"learning_rate": "constant"}, {"early_stopping": True}),
+    ],
+    ids=str,
+)
+def test_few_rows_are_polished_unless_the_user_says_how_to_learn(parameters: dict[str, Any], write: Write) -> None:
+    table = classification(1000)
+    path = write(table, row_group_rows=50)
+    X, y = matrix(table)
+    Z = StandardScaler().fit_transform(X)
+    plain = sg.SGDClassifier(epochs=1).fit(path, "y")
+    best = LogisticRegression(tol=1e-10, max_iter=1000).fit(Z, y)
+    np.testing.assert_allclose(plain.predict_proba(path), best.predict_proba(Z), atol=1e-4)
+    assert plain.n_iter_ == 1 and plain.result_.polish_passes > 1 and plain.result_.gradient_norm < 1e-6
+    assert sg.SGDClassifier(epochs=1, **parameters).fit(path, "y").result_.polish_passes == 0
+
+
+def test_many_rows_and_lots_are_not_polished() -> None:
+    table = classification(FEW_ROWS + 1)
+    assert sg.SGDClassifier(epochs=1).fit(table, "y").result_.polish_passes == 0
+    assert sg.SGDClassifier(epochs=1).fit(table.slice(1), "y").result_.polish_passes > 0
+    assert sg.SGDClassifier().partial_fit(table.slice(0, 500), "y", classes=[0, 1]).result_.polish_passes == 0
 
 
 def test_memory_for_all_weights_at_once_is_planned() -> None:
