@@ -131,8 +131,9 @@ def train_text(result: dict[str, Any]) -> str:
     from .memory import format_bytes
 
     validation = result["validation_losses"]
+    stepped = result["gradient_norm"] is None or result["polish_passes"]
     lines = [
-        f"loss        {result['train_loss']:.6f} progressive, {result['loss']}"
+        f"loss        {result['train_loss']:.6f} {'progressive, ' if stepped else ''}{result['loss']}"
         + (f"; {min(validation):.6f} validation" if validation else ""),
         *(
             [

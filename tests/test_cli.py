@@ -128,6 +128,18 @@ def shard(path: Path, **columns: Any) -> Path:
     return path
 
 
+def test_the_optimum_and_a_polish_are_told(write: Write) -> None:
+    path = write(classification(1000))
+    best = as_json("train", path, "--target", "y", "--optimizer", "lbfgs")
+    assert best["gradient_norm"] < 1e-7 and best["polish_passes"] == 0 and best["epochs"] > 3
+    assert "progressive" not in run("train", path, "--target", "y", "--optimizer", "lbfgs").stdout
+    few = as_json("train", path, "--target", "y", "--epochs", 2)
+    assert few["epochs"] == 2 and few["rows"] == 2000 and few["polish_passes"] > 1
+    assert few["objective"] == pytest.approx(best["objective"], rel=1e-9)
+    assert "passes of L-BFGS" in run("train", path, "--target", "y").stdout
+    assert as_json("train", path, "--target", "y", "--polish", 0)["gradient_norm"] is None
+
+
 def test_bad_data_are_told_apart(tmp_path: Path) -> None:
     x = [1.0, 2.0, 3.0]
     train = ("train", "--target", "y")
