@@ -171,6 +171,11 @@ class Config:
         for name in ("validation_fraction", "n_iter_no_change", "tol"):
             if not self.early_stopping and getattr(self, name) != _default(name):
                 raise ConfigError(f"{name} does nothing without early_stopping; leave it out.")
+        if self.polish and self.early_stopping:
+            raise ConfigError(
+                "early_stopping keeps the weights of the best epoch, and polish leaves them for the optimum on the "
+                "training rows: leave out one of them."
+            )
         if self.loss is not None:
             self._check_loss(LOSSES[self.loss])
 

@@ -181,6 +181,12 @@ def test_l_bfgs_needs_derivatives(values: dict[str, object]) -> None:
         Config(penalty="l1", alpha=0.1, **values).check().loss_for("classification")  # type: ignore[arg-type]
 
 
+def test_a_polish_would_undo_early_stopping() -> None:
+    with pytest.raises(ConfigError, match=r"best epoch.*leave out one"):
+        Config(polish=3, early_stopping=True).check()
+    Config(polish=0, early_stopping=True).check()
+
+
 def test_pairs_are_written_with_a_star() -> None:
     assert parse_pair(" carrier * hour(at) ") == ("carrier", "hour(at)")
     assert parse_pair(("carrier", "hour(at)")) == parse_pair(["carrier", "hour(at)"]) == ("carrier", "hour(at)")
