@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -154,9 +155,16 @@ class FeatureSpec:
         """Hashes cut to so many bits, and scaled indices with values of about 1."""
         return replace(self, hash_bits=bits, factor=1.0 / magnitude[self.scaled_cells])
 
+    @cached_property
+    def _groups(self) -> dict[Group, list[Column]]:
+        groups: dict[Group, list[Column]] = {group: [] for group in KINDS.values()}
+        for column in self.columns:
+            groups[column.group].append(column)
+        return groups
+
     def group(self, group: Group) -> list[Column]:
         """Columns that become the same."""
-        return [column for column in self.columns if column.group == group]
+        return self._groups[group]
 
     @property
     def n_features(self) -> int:

@@ -44,8 +44,9 @@ COLUMN_CHUNK_BYTES, PARSED = 900, 9
 #: The histogram of a streamed ROC AUC. Each scoring thread fills one; two more are being merged.
 METRICS_BYTES = 12 << 20
 MERGED_METRICS = 2
-#: Vectors as long as all weights that L-BFGS holds: two for each of 10 steps that it remembers, and some to work with.
-LBFGS_VECTORS = 2 * 10 + 12
+#: Steps that L-BFGS remembers, and the vectors as long as all weights that it holds: two a step, and some to work with.
+LBFGS_MEMORY = 10
+LBFGS_VECTORS = 2 * LBFGS_MEMORY + 12
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from .errors import TrainingDiverged
 from .job import Feed, Job, finish
 from .kernels.objective import add_objective
 from .memory import peak_rss
+from .memoryplan import LBFGS_MEMORY
+from .penalties import penalty_value
 from .state import Progress, Result
 
-#: Pairs of steps and gradients that L-BFGS remembers.
-MEMORY = 10
 #: A gradient whose largest entry is this small counts as 0.
 GRADIENT_TOLERANCE = 1e-8
 
@@ -92,7 +92,7 @@ class Objective:
         gradient = np.concatenate([dense.ravel(), self._hashed(self._table_gradient)]) / weight
         pulled = np.concatenate([(spread * params).ravel(), vector[n:]])
         gradient += config.l2 * np.concatenate([(spread**2 * params).ravel(), vector[n:]])
-        return loss / weight, loss / weight + 0.5 * config.l2 * float(pulled @ pulled), gradient
+        return loss / weight, loss / weight + penalty_value(pulled, config.l1, config.l2), gradient
 
     def _pass(self, params: NDArray[np.float64]) -> tuple[float, float, NDArray[np.float64]]:
         """Sums of losses, of weights, and of the dense gradient; those of hashed weights stand in their table."""
@@ -170,7 +170,7 @@ def descend(
                 )
             return total, gradient
 
-        options = {"maxiter": passes, "maxfun": passes, "maxcor": MEMORY, "ftol": 0.0, "gtol": GRADIENT_TOLERANCE}
+        options = {"maxiter": passes, "maxfun": passes, "maxcor": LBFGS_MEMORY, "ftol": 0.0, "gtol": GRADIENT_TOLERANCE}
         with suppress(_PassesSpent):
             minimize(value, objective.start, jac=True, method="L-BFGS-B", options=options)
     if best is None:

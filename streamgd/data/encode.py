@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import ListLengthMismatch, NonFiniteFeature
-from ..features import Column, FeatureSpec, Layout
+from ..features import TEXT_CELLS, Column, FeatureSpec, Layout
 from ..kernels import layout as kernels
 from . import strings
 from .buffers import CODES, Buffers, buffers, floats, native, native_batch, native_type
@@ -193,13 +193,16 @@ class Encoder:
             weights = weights * self.class_weight[np.nan_to_num(y).astype(np.intp)]
         return (weights * self.weight_scale).astype(np.float32)
 
+    @cached_property
+    def _derived(self) -> list[Column]:
+        return [column for column in self.spec.group("dense") if column.kind in ("product", "missing")]
+
     def _with_derived(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch, and columns of numbers that are made of its columns."""
-        derived = [column for column in self.spec.group("dense") if column.kind in ("product", "missing")]
-        if not derived:
+        if not self._derived:
             return batch
         arrays, names = list(batch.columns), list(batch.schema.names)
-        for column in derived:
+        for column in self._derived:
             if column.kind == "missing":
                 values = np.isnan(floats(batch.column(column.name))).astype(np.float64)
             else:
@@ -211,18 +214,29 @@ class Encoder:
         return pa.RecordBatch.from_arrays(arrays, names=names)
 
     def _hashes(self, batch: pa.RecordBatch, out: NDArray[np.uint32]) -> list[NDArray[np.uint32]]:
-        cell, text = self.layout.width, self.layout.text_cell
-        index, scaled = self.spec.group("index"), self.spec.group("scaled")
-        plain = [column for column in index if column.kind != "cross"]
-        crossed = [column for column in index if column.kind == "cross"]
-        strings.write_indices(plain, batch, cell, out, self.dictionaries)
-        for columns, first in ((crossed, cell + len(plain)), (scaled, cell + len(index))):
-            parts = [tuple(self.spec.cell(part) + cell for part in column.parts) for column in columns]
-            strings.write_pairs(columns, [(a if columns is crossed else -1, b) for a, b in parts], first, out)
+        strings.write_indices(self._plain, batch, self.layout.width, out, self.dictionaries)
+        strings.write_pairs(*self._pairs, out)
+        text = self.layout.text_cell
         return [
-            strings.write_text(column, batch.column(column.name), text + 3 * i, out)
+            strings.write_text(column, batch.column(column.name), text + TEXT_CELLS * i, out)
             for i, column in enumerate(self.spec.group("text"))
         ]
+
+    @cached_property
+    def _plain(self) -> list[Column]:
+        """Categories and calendars."""
+        return [column for column in self.spec.group("index") if column.kind != "cross"]
+
+    @cached_property
+    def _pairs(self) -> tuple[list[Column], list[tuple[int, int]], int]:
+        """Pairs that are hashed, the cells of their hashed parts (-1: it has but one), and the first of their own."""
+        pairs = [column for column in self.spec.group("index") if column.kind == "cross"] + self.spec.group("scaled")
+        first = self.layout.width
+        cells = [[self.spec.cell(part) + first for part in pair.parts] for pair in pairs]
+        parts = [
+            (left if pair.kind == "cross" else -1, right) for pair, (left, right) in zip(pairs, cells, strict=True)
+        ]
+        return pairs, parts, first + len(self._plain)
 
     def _runs(self, schema: pa.Schema) -> list[_Numbers | tuple[Column, int]]:
         """Neighbouring columns of numbers, which are encoded together, and single vectors with their cells."""

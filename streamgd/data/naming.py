@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..features import Column
 from ..model import Model
+from .encode import Encoder
 from .evaluate import model_encoder, with_dictionaries
 from .profile import sample_pieces
 from .rowgroups import Source
@@ -43,14 +44,11 @@ def name_hashes(source: Source, model: Model, wanted: Iterable[int]) -> dict[int
     places = np.fromiter(wanted, np.uint32)
     mask = np.uint32(model.spec.n_slots - 1)
     found: dict[int, list[str]] = {}
-    for row_group, start, stop in sample_pieces(source.manifest.rows, 0):
-        reader = source.open(row_group, encoder.columns, encoder.batch_rows)
-        reader.skip(start)
-        for batch in reader.read(stop - start):
-            for name, value in _named(model.spec.columns, batch, places, mask):
-                names = found.setdefault(value, [])
-                if name not in names and len(names) < MOST_NAMES:
-                    names.append(name)
+    for batch, _ in _sample(source, encoder):
+        for name, value in _named(model.spec.columns, batch, places, mask):
+            names = found.setdefault(value, [])
+            if name not in names and len(names) < MOST_NAMES:
+                names.append(name)
     return found
 
 
@@ -59,18 +57,24 @@ def hash_shares(source: Source, model: Model) -> NDArray[np.float64]:
     encoder, source = model_encoder(model, source), with_dictionaries(source, model)
     layout, mask, n = encoder.layout, np.uint32(model.spec.n_slots - 1), 0
     counts = np.zeros(model.spec.n_slots)
+    rows = encoder.new_rows(encoder.batch_rows)
+    for batch, where in _sample(source, encoder):
+        texts: list[NDArray[np.uint32]] = []
+        n += encoder.encode(batch, rows, where, texts)
+        cells = rows.view(np.uint32)[: batch.num_rows, layout.width : layout.text_cell]
+        for hashes in (cells, *texts):
+            found, times = np.unique(hashes & mask, return_counts=True)
+            counts[found] += times
+    return counts / max(1, n)
+
+
+def _sample(source: Source, encoder: Encoder) -> Iterator[tuple[pa.RecordBatch, str]]:
+    """Record batches of a sample, and where they are."""
     for row_group, start, stop in sample_pieces(source.manifest.rows, 0):
-        rows = encoder.new_rows(min(stop - start, encoder.batch_rows))
         reader = source.open(row_group, encoder.columns, encoder.batch_rows)
         reader.skip(start)
         for batch in reader.read(stop - start):
-            texts: list[NDArray[np.uint32]] = []
-            n += encoder.encode(batch, rows, source.describe(row_group), texts)
-            cells = rows.view(np.uint32)[: batch.num_rows, layout.width : layout.text_cell]
-            for hashes in (cells, *texts):
-                found, times = np.unique(hashes & mask, return_counts=True)
-                counts[found] += times
-    return counts / max(1, n)
+            yield batch, source.describe(row_group)
 
 
 def _named(

@@ -83,9 +83,11 @@ def finish_batch(problem, inverse_scale, spread, params, slots, carry, table, ma
             carry[c, p] = 0.0
         for j in range(p + 1):
             square += carry[c, j] * carry[c, j]
+    if table is not None:
+        at_slots = touched_slots(table, marks, touched, counters)
     if problem.clip_norm > 0.0:
         if table is not None:
-            square += squared_norm(problem, table, touched_slots(table, marks, touched, counters), outputs)
+            square += squared_norm(problem, table, at_slots, outputs)
         share *= min(1.0, problem.clip_norm / max(np.sqrt(square) * share, 1e-300))
     eta = learning_rate(problem.schedule, problem.schedule_args, counters[STEP])
     before = learning_rate(problem.schedule, problem.schedule_args, max(counters[STEP] - 1, 0))
@@ -96,7 +98,6 @@ def finish_batch(problem, inverse_scale, spread, params, slots, carry, table, ma
         total += update(problem, before, eta, counters[STEP], spread, carry[c], params[c], slots[:, c])
     carry[:] = 0.0
     if table is not None:
-        at_slots = touched_slots(table, marks, touched, counters)
         total += update_table(problem, eta, share, table, at_slots, counters[STEP], outputs)
         counters[TOUCHED] = 0
     counters[STEP] += 1

@@ -13,6 +13,7 @@ from .intrinsics import jit, prefetch
 
 AHEAD = 64
 _PREFETCHED_BYTES = 512  # of a longer row the hardware fetches the rest by itself
+# The loop that asks for a row stands in both kernels: as a function it doubles the time of `margins` (28 ns for 14).
 #: Outputs that are worked on together: a row is loaded once for so many, and their sums fit the registers.
 OUTPUTS = 4
 

@@ -10,9 +10,8 @@ import numpy as np
 from numba import carray
 
 from .intrinsics import jit, kernel, pointer
+from .layout import TILE_ROWS, bit
 
-TILE_ROWS = 256
-#: Bytes of a word are put together in a scratch of so many more than a text has.
 _C1, _C2 = np.uint32(0xCC9E2D51), np.uint32(0x1B873593)
 
 
@@ -58,11 +57,6 @@ def combine(left, right):
     return _finish(np.uint32(h ^ np.uint32(4)))
 
 
-@jit
-def _bit(address, i):
-    return (carray(pointer(address), (i // 8 + 1,), np.uint8)[i // 8] >> np.uint8(i % 8)) & np.uint8(1)
-
-
 @kernel
 def hash_strings(offsets, data, valid, valid_offset, seed, missing, out):
     """Hash strings as they lie in Arrow's buffers.
@@ -81,7 +75,7 @@ def hash_strings(offsets, data, valid, valid_offset, seed, missing, out):
     end = offsets[len(out)] if len(out) else 0
     bytes_ = carray(pointer(data), (end,), np.uint8)
     for i in range(len(out)):
-        if valid != 0 and _bit(valid, valid_offset + i) == 0:
+        if valid != 0 and bit(valid, valid_offset + i) == 0:
             out[i] = missing
         else:
             out[i] = murmur(bytes_, offsets[i], offsets[i + 1], seed)
@@ -120,7 +114,7 @@ def write_indices(codes, valids, valid_offsets, tables, missing, n, cell, out):
                     out[first + i, cell + k] = table[values[first + i]]
             else:
                 for i in range(size):
-                    if _bit(valids[k], valid_offsets[k] + first + i) == 0:
+                    if bit(valids[k], valid_offsets[k] + first + i) == 0:
                         out[first + i, cell + k] = missing[k]
                     else:
                         out[first + i, cell + k] = table[values[first + i]]
@@ -214,7 +208,7 @@ def hash_words(offsets, data, valid, valid_offset, seed, missing, lower, scratch
     bytes_ = carray(pointer(data), (end,), np.uint8)
     place = 0
     for i in range(len(ends)):
-        if valid != 0 and _bit(valid, valid_offset + i) == 0:
+        if valid != 0 and bit(valid, valid_offset + i) == 0:
             if write:
                 out[place] = missing
             place += 1

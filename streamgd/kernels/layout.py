@@ -27,7 +27,8 @@ def _convert(values, first, n, out):
 
 
 @jit
-def _bit(address, i):
+def bit(address, i):
+    """Bit i of Arrow's bitmap at an address."""
     return (carray(pointer(address), (i // 8 + 1,), np.uint8)[i // 8] >> np.uint8(i % 8)) & np.uint8(1)
 
 
@@ -50,10 +51,10 @@ def read_column(code, address, valid, valid_offset, first, n, out):
         _convert(carray(pointer(address), end, np.int64), first, n, out)
     else:
         for i in range(n):
-            out[i] = np.float64(_bit(address, valid_offset + first + i))
+            out[i] = np.float64(bit(address, valid_offset + first + i))
     if valid != 0:
         for i in range(n):
-            if _bit(valid, valid_offset + first + i) == 0:
+            if bit(valid, valid_offset + first + i) == 0:
                 out[i] = np.nan
 
 
