@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .data.stream import ParquetStream
     from .estimators import SGDClassifier, SGDRegressor, load
+    from .search import SGDSearchCV, tune
 
 __version__ = "0.1.0"
-__all__ = ["ParquetStream", "SGDClassifier", "SGDRegressor", "load"]
+__all__ = ["ParquetStream", "SGDClassifier", "SGDRegressor", "SGDSearchCV", "load", "tune"]
 
 _HOMES = {
     "ParquetStream": ".data.stream",
     "SGDClassifier": ".estimators",
     "SGDRegressor": ".estimators",
+    "SGDSearchCV": ".search",
     "load": ".estimators",
+    "tune": ".search",
 }
 
 

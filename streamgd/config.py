@@ -22,6 +22,11 @@ STEPWISE = (
     *("optimizer", "learning_rate", "eta0", "warmup_steps", "clip_norm", "average", "batch_size", "shuffle"),
     "early_stopping",
 )
+#: Parameters in which models that are trained side by side may differ.
+TUNABLE = (
+    *("alpha", "l1_ratio", "penalty", "eta0", "power_t", "decay", "warmup_steps"),
+    *("momentum", "beta_1", "beta_2", "clip_norm"),
+)
 #: Passes, if the user names no number: of steps, and at most of L-BFGS.
 EPOCHS, PASSES = 5, 1000
 #: So few rows are polished unless the user says how to learn: their optimum costs less than a second, and five epochs
@@ -78,6 +83,8 @@ class Config:
     interactions: tuple[tuple[str, str], ...] = ()
     missing_indicator: bool = False
     hash_bits: int | None = None
+    cache: str | None = "auto"
+    partitions: int = 1
     memory_limit: int | None = None
     n_jobs: int | None = None
     seed: int = 0
@@ -135,11 +142,18 @@ class Config:
             ("n_jobs", self.n_jobs, 1),
             ("polish", self.polish, 0),
             ("warmup_steps", self.warmup_steps, 0),
+            ("partitions", self.partitions, 1),
         ):
             if value is not None and (not _is_integer(value) or value < least):
                 raise ConfigError(
                     f"{name} is {value!r}; expected an integer of at least {least}{others.get(name, '')}."
                 )
+        if self.cache is not None and not (isinstance(self.cache, str) and self.cache):
+            raise ConfigError(f"cache is {self.cache!r}; expected 'auto', a directory, or None.")
+        if self.partitions > 1 and self.batch_size is None:
+            raise ConfigError(
+                "partitions are trained step by step, and batch_size=None takes all rows a step: leave out one."
+            )
         if self.hash_bits is not None and not (_is_integer(self.hash_bits) and 1 <= self.hash_bits <= MOST_HASH_BITS):
             raise ConfigError(f"hash_bits is {self.hash_bits!r}; expected an integer from 1 to {MOST_HASH_BITS}.")
         if not _is_integer(self.seed) or not 0 <= self.seed < 2**32:
@@ -193,7 +207,7 @@ class Config:
 
     def _check_passes(self) -> None:
         """Refuse what only steps have where whole passes are taken."""
-        for name in (*STEPWISE[1:], "polish"):
+        for name in (*STEPWISE[1:], "polish", "partitions"):
             if getattr(self, name) != _default(name):
                 raise ConfigError(
                     f"{name} does nothing with optimizer='lbfgs', which takes whole passes; leave it out."
@@ -227,6 +241,20 @@ class Config:
         said = any(getattr(self, name) != _default(name) for name in STEPWISE)
         smooth = loss.smooth and (self._share() == 0 or self.alpha == 0)
         return FEW_ROWS_PASSES if rows <= FEW_ROWS and smooth and not said and not self.by_passes else 0
+
+    def check_beside(self, other: Config) -> None:
+        """Refuse a configuration that cannot be trained beside another on the same mini-batches."""
+        for field in fields(Config):
+            if field.name not in TUNABLE and getattr(self, field.name) != getattr(other, field.name):
+                raise ConfigError(
+                    f"{field.name} must be the same for all models; what may differ is {', '.join(TUNABLE)}."
+                )
+        if self.method != other.method:
+            raise ConfigError(
+                f"the penalties ask for different optimizers, {other.method.name} and {self.method.name}: name one."
+            )
+        if self.by_passes:
+            raise ConfigError("optimizer='lbfgs' takes whole passes, one model after the other: choose another.")
 
     @property
     def selection(self) -> Selection:

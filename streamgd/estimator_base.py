@@ -32,7 +32,7 @@ from .job import Feed, Job, feed, prepare
 from .memory import parse_bytes
 from .model import Model
 from .modelfile import save_model
-from .state import State
+from .state import Result, State
 from .trainer import train
 
 #: Parameters that go into `Config` as they are.
@@ -89,6 +89,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         interactions: Sequence[Any] | None = None,
         missing_indicator: bool = False,
         hash_bits: int | None = None,
+        cache: str | os.PathLike[str] | None = "auto",
+        partitions: int = 1,
         memory_limit: str | int | None = None,
         n_jobs: int | None = None,
         random_state: Any = 0,
@@ -129,6 +131,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         self.interactions = interactions
         self.missing_indicator = missing_indicator
         self.hash_bits = hash_bits
+        self.cache = cache
+        self.partitions = partitions
         self.memory_limit = memory_limit
         self.n_jobs = n_jobs
         self.random_state = random_state
@@ -201,7 +205,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         first = not hasattr(self, "_job")
         if first and hasattr(self, "model_"):
             raise ConfigError(
-                "this estimator was loaded from a model file, which predicts but holds no optimizer state: "
+                "this estimator comes from a model file or from tune: it predicts, but holds no optimizer state, and "
                 "partial_fit cannot go on from it. Call fit."
             )
         if first and self._task == "classification" and classes is None:
@@ -216,6 +220,10 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
                 "partial_fit goes step by step through rows that come one lot after the other: leave out polish, "
                 "optimizer='lbfgs' and learning_rate='cosine', which need to know all of them."
             )
+        if config.cache not in ("auto", None):
+            raise ConfigError("a cache directory does nothing in partial_fit, which reads rows once; leave it out.")
+        if config.partitions > 1:
+            raise ConfigError("partitions do nothing in partial_fit, whose rows come in lots; leave them out.")
         config = replace(config, epochs=1)
         columns = None if first else self.model_.spec.columns
         source, target, weight = self._training_source(X, y, sample_weight, reset=first, columns=columns)
@@ -277,6 +285,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         limit = None if self.memory_limit is None else parse_bytes(self.memory_limit)
         values = {name: getattr(self, name) for name in _CONFIG_PARAMETERS}
         values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+        if self.cache is not None:
+            values["cache"] = os.fspath(self.cache)
         for name in _COLUMN_PARAMETERS:
             given = getattr(self, name)
             values[name] = (given,) if isinstance(given, str) else tuple(given or ())
@@ -291,6 +301,10 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         for remark in result.remarks():
             warnings.warn(remark, stacklevel=3)
         self._job, self._state, self._calls = job, state, calls + result.epochs
+        self._take(result)
+
+    def _take(self, result: Result) -> None:
+        """Become what training gave."""
         self.result_ = result
         self._adopt(result.model)
         self.n_iter_ = result.epochs

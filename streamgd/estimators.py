@@ -105,6 +105,13 @@ class SGDClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         Whether each number with missing values gets a 0/1 feature that says where.
     hash_bits : int, optional
         Categories and words share 2**hash_bits weights, at most 2**28; by default from a sample of the data.
+    cache : "auto", path or None, default="auto"
+        Where the first epoch leaves encoded rows for the later ones: by default in a temporary file, if rows are read
+        more than once and the disk has room; in a directory, where a later `fit` on the same shards finds them; or
+        nowhere. It never changes a result.
+    partitions : int, default=1
+        Streams that the rows are dealt to, each trained on a thread of its own between synchronisations. Unlike
+        ``n_jobs`` it changes the result.
     memory_limit : str or int, optional
         Bound for the whole process, such as "1GB". A quarter of the memory by default.
     n_jobs : int, optional

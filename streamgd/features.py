@@ -214,8 +214,8 @@ class FeatureSpec:
 
 
 def _padded(cells: int) -> int:
-    """Cells that are aligned and leave loops no rest: 4, 8, or whole cache lines of 16."""
-    return 4 if cells <= 4 else 8 if cells <= 8 else -(-cells // 16) * 16
+    """Cells that are aligned and leave loops no rest: 8, or whole cache lines of 16."""
+    return 8 if cells <= 8 else -(-cells // 16) * 16
 
 
 @dataclass(frozen=True)

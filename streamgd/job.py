@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import Config
+from .data.cache import BlockCache
+from .data.caching import open_cache
 from .data.columns import find_columns
 from .data.encode import Encoder
 from .data.labels import AUTO_CLASSES, Labels, scan_labels
@@ -20,7 +22,7 @@ from .data.target import Target
 from .data.threads import available_cpus
 from .errors import ConfigError, TooManyClasses
 from .features import Column, FeatureSpec
-from .kernels.drain import Problem, common
+from .kernels.problem import Problem, common
 from .losses import Loss
 from .memory import current_rss
 from .memoryplan import MemoryPlan, Table, plan_memory
@@ -48,12 +50,23 @@ class Job:
     eta0: float
     start: NDArray[np.float64]
     polish: int
+    beside: tuple[Job, ...] = ()
 
     @property
     def outputs(self) -> int:
-        """Margins a row: one, or one a class if there are more than two."""
+        """Margins a row of a model: one, or one a class if there are more than two."""
         classes = self.labels.classes
         return 1 if classes is None or len(classes) == 2 else len(classes)
+
+    @property
+    def models(self) -> tuple[Job, ...]:
+        """The job of each model that is trained on the same mini-batches: of this one, or of several side by side."""
+        return self.beside or (self,)
+
+    @property
+    def settings(self) -> NDArray[np.float64] | None:
+        """What they differ in, as kernels take it; None of a single one."""
+        return np.array([job.problem.settings() for job in self.beside]) if self.beside else None
 
     @property
     def table_every(self) -> int:
@@ -66,8 +79,10 @@ class Job:
     def table(self) -> Table:
         """Shape of the table of hashed weights."""
         config, slots = self.config, self.encoder.spec.n_slots
-        descended = slots and self.scales.distinct if config.by_passes or self.polish else 0
-        return Table(slots, self.outputs, config.method.slots, config.averaged, descended)
+        polished = any(one.polish for one in self.models)
+        descended = slots and self.scales.distinct if config.by_passes or polished else 0
+        outputs = self.outputs * len(self.models)
+        return Table(slots, outputs, config.method.slots, config.averaged, descended, config.partitions)
 
     @property
     def problem(self) -> Problem:
@@ -99,10 +114,12 @@ class Feed:
     plan: Plan
     memory: MemoryPlan
     validation: Source | None = None
+    cache: BlockCache | None = None
+    cache_remark: str = ""
 
     def remarks(self) -> list[str]:
         """What a user should know before training."""
-        found, memory = [], self.memory
+        found, memory = [self.cache_remark] if self.cache_remark else [], self.memory
         if memory.lowered:
             found.append(
                 f"the memory limit lowers the window from {memory.wanted_rows:,} to {self.plan.capacity:,} rows: the "
@@ -131,10 +148,12 @@ def prepare(
     classes: Sequence[Any] | None = None,
     endless: bool = False,
     validation: Source | None = None,
+    beside: Sequence[Config] = (),
 ) -> tuple[Job, Feed]:
     """Look at the data and fix everything that is not learned.
 
-    ``classes`` are labels that may come besides those in the data; ``endless`` says that these are only the first rows.
+    ``classes`` are labels that may come besides those in the data; ``endless`` says that these are only the first rows;
+    ``beside`` are configurations of models to train side by side, of which ``config`` is one.
 
     Raises
     ------
@@ -156,14 +175,18 @@ def prepare(
     loss = config.loss_for(labels.task)
     _check_classes(labels, loss, target)
     labels, class_weight = _weigh_classes(labels, config, target)
-    config = config.settled(None if endless else labels.rows * labels.weight_mean)
+    total_weight = None if endless else labels.rows * labels.weight_mean
+    config = config.settled(total_weight)
     start = _start(labels, loss, config)
     if not loss.degree:
         labels = replace(labels, scale=1.0)
     least = 0.0 if loss.link == "log" else -np.inf
     raw = replace(raw, target=labels.target(target), class_weight=class_weight, weight_scale=1.0 / labels.weight_mean)
     scales = measure_scales(
-        source, raw if class_weight is not None else replace(raw, target=None), seed=config.seed, n_jobs=n_jobs
+        source.with_dictionaries(raw.spec.dictionaries),
+        raw if class_weight is not None else replace(raw, target=None),
+        seed=config.seed,
+        n_jobs=n_jobs,
     )
     columns = tuple(replace(column, varied=column.label in scales.varied) for column in columns)
     source = source.with_dictionaries(FeatureSpec.raw(columns).dictionaries)
@@ -175,6 +198,7 @@ def prepare(
     spec = _specify(columns, scales, 1.0 / inverse_scale, config, endless)
     encoder = replace(raw, spec=spec, target=replace(labels.target(target), least=least))
     length = _row_length(encoder, scales, inverse_scale)
+    rows = ENDLESS_ROWS if endless else labels.rows
     job = Job(
         config=config,
         target=target,
@@ -185,10 +209,12 @@ def prepare(
         batch_rows=config.batch_rows(labels.rows),
         inverse_scale=inverse_scale,
         spread=np.append(scales.scale * inverse_scale if config.standardize else np.ones_like(inverse_scale), 0.0),
-        eta0=config.initial_rate(loss, length, ENDLESS_ROWS if endless else labels.rows),
+        eta0=config.initial_rate(loss, length, rows),
         start=start,
         polish=0 if endless else config.polish_passes(loss, labels.rows),
     )
+    if beside:
+        job = replace(job, beside=tuple(_variant(job, other.settled(total_weight), length) for other in beside))
     memory = _plan_memory(source, encoder, config, job.table, scales.text_bytes, validation, resident)
     if memory.hash_bits < spec.hash_bits:
         if config.hash_bits is not None:
@@ -197,8 +223,23 @@ def prepare(
                 f"2^{memory.hash_bits}: lower hash_bits, or raise memory_limit."
             )
         spec = replace(spec, hash_bits=memory.hash_bits)
-        job = replace(job, encoder=replace(encoder, spec=spec))
+        encoder = replace(encoder, spec=spec)
+        job = replace(job, encoder=encoder, beside=tuple(replace(one, encoder=encoder) for one in job.beside))
     return job, _feed(job, source, memory, validation)
+
+
+def _variant(job: Job, config: Config, length: float) -> Job:
+    """The job of another configuration on the same data."""
+    config.check_beside(job.config)
+    config.loss_for(job.labels.task)
+    rows = job.labels.rows
+    return replace(
+        job,
+        config=config,
+        eta0=config.initial_rate(job.loss, length, rows),
+        polish=config.polish_passes(job.loss, rows),
+        beside=(),
+    )
 
 
 def _specify(
@@ -295,11 +336,22 @@ def _feed(job: Job, source: Source, memory: MemoryPlan, validation: Source | Non
     plan = Plan(
         source.manifest.rows,
         memory.window_rows,
-        n_columns=job.encoder.row_values,
+        row_cost=job.encoder.row_cost,
         seed=job.config.seed,
         shuffle=job.config.shuffle,
     )
-    return Feed(source, plan, memory, validation)
+    passes = job.config.passes + job.polish
+    text_bytes = job.scales.text_bytes
+    cache, remark = open_cache(
+        job.config.cache,
+        source,
+        job.encoder,
+        plan,
+        passes=passes,
+        text_bytes=text_bytes,
+        partitions=job.config.partitions,
+    )
+    return Feed(source, plan, memory, validation, cache, remark)
 
 
 def _plan_memory(

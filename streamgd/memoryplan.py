@@ -65,6 +65,8 @@ class Table:
         Whether an average of the weights is kept beside.
     descended : int
         Hashed features of which L-BFGS changes all weights at once; 0 if it does not.
+    copies : int
+        Partitions, each of which changes a table of its own.
     """
 
     slots: int = 0
@@ -72,6 +74,7 @@ class Table:
     states: int = 1
     averaged: bool = True
     descended: int = 0
+    copies: int = 1
 
     @property
     def cells(self) -> int:
@@ -80,7 +83,8 @@ class Table:
 
     def bytes(self, slots: int) -> int:
         """Bytes of so many slots, with the average and a copy of the weights that becomes the model."""
-        steps = slots * 4 * (self.cells + (1 + self.averaged) * self.outputs) + slots
+        copies = self.copies if self.copies == 1 else self.copies + 1
+        steps = slots * 4 * (self.cells * copies + (1 + self.averaged) * self.outputs) + slots
         vectors = 8 * self.outputs * min(slots, self.descended) * LBFGS_VECTORS
         return steps + vectors + (slots * (16 * self.outputs + 1) if self.descended else 0)
 

@@ -146,7 +146,7 @@ def descend(
     began, times = perf_counter(), Times()
     plan = Plan(feed.source.manifest.rows, feed.plan.capacity, shuffle=False)
     stream = WindowStream(
-        feed.source, job.encoder, plan, n_jobs=feed.memory.n_jobs, start=Position(), stop_epoch=passes, times=times
+        feed.source, job.encoder, plan, n_jobs=feed.memory.n_jobs, cache=feed.cache, stop=Position(passes), times=times
     )
     unit = float(job.labels.scale) ** job.loss.degree
     best: tuple[float, float, float, NDArray[np.float64]] | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +28,7 @@ class State:
     ``average`` holds the average of ``params`` over ``snapshots`` moments, weighted towards the end: the noise of
     the last steps goes, and what was learned early is soon forgotten (polynomial decay; Shamir, Zhang 2013). Taking
     64 snapshots an epoch instead of every step costs nothing and is as good. ``table_average`` is the same of hashed
-    weights, where fewer are taken if the table is large for the data.
+    weights, float32[models, slots, outputs], where fewer are taken if the table is large for the data.
     """
 
     params: NDArray[np.float64]
@@ -34,6 +36,7 @@ class State:
     carry: NDArray[np.float64]
     counters: NDArray[np.int64]
     totals: NDArray[np.float64]
+    failed: NDArray[np.int64]
     average: NDArray[np.float64]
     table: NDArray[np.float32] | None
     touched: NDArray[np.int64]
@@ -44,20 +47,21 @@ class State:
     @classmethod
     def start(cls, job: Job) -> State:
         """Weights 0; intercepts at what the base rate says."""
-        n, shape, slots = job.outputs, job.table, job.encoder.spec.n_slots
-        params = np.zeros((n, len(job.inverse_scale) + 1))
-        params[:, -1] = job.start
+        models, shape, slots = len(job.models), job.table, job.encoder.spec.n_slots
+        params = np.zeros((job.outputs * models, len(job.inverse_scale) + 1))
+        params[:, -1] = np.tile(np.broadcast_to(job.start, job.outputs), models)
         listed = min(slots, MOST_TOUCHED, job.batch_rows * max(TOUCHED_A_ROW, job.encoder.layout.n_index))
         return cls(
             params=params,
             slots=np.zeros((2, *params.shape)),
             carry=np.zeros_like(params),
             counters=np.zeros(4, np.int64),
-            totals=np.zeros(2),
+            totals=np.zeros((models, 2)),
+            failed=np.full(models, -1, np.int64),
             average=params.copy(),
             table=np.zeros((slots, shape.cells), np.float32) if slots else None,
             touched=np.zeros(listed, np.int64),
-            table_average=np.zeros((slots, n), np.float32) if slots and shape.averaged else None,
+            table_average=np.zeros((models, slots, job.outputs), np.float32) if slots and shape.averaged else None,
         )
 
     @property
@@ -65,36 +69,75 @@ class State:
         """The table as integers: the last cell of a slot is the number of a step."""
         return None if self.table is None else self.table.view(np.int32)
 
-    def take_snapshot(self, job: Job) -> None:
-        """Let the weights as they are enter their average."""
+    def copy(self) -> State:
+        """A state that can go its own way; the averages stay behind."""
+        names = ("params", "slots", "carry", "counters", "totals", "failed", "touched")
+        arrays: dict[str, Any] = {name: getattr(self, name).copy() for name in names}
+        return replace(self, table=None if self.table is None else self.table.copy(), **arrays)
+
+    def become(self, other: State) -> None:
+        """Take over the arrays of another state."""
+        vars(self).update(vars(other))
+
+    def take_snapshot(self, job: Job, table_every: int | None = None) -> None:
+        """Let the weights as they are enter their average; those of the table every so many times."""
         if not job.config.averaged:
             return
         self.snapshots += 1
         self.average += _share(self.snapshots) * (self.params - self.average)
-        if self.table_average is not None and self.snapshots % job.table_every == 0:
+        if self.table_average is not None and self.snapshots % (table_every or job.table_every) == 0:
             self.table_snapshots += 1
-            self._average_table(job, self.table_average, _share(self.table_snapshots))
+            for model, average in enumerate(self.table_average):
+                self._average_table(job, model, average, _share(self.table_snapshots))
 
-    def _average_table(self, job: Job, average: NDArray[np.float32], share: float) -> None:
-        average_table(job.problem, self.table, self.marks, self.counters, job.outputs, share, average)
+    def _average_table(self, job: Job, model: int, average: NDArray[np.float32], share: float) -> None:
+        first = model * job.outputs
+        problem = job.models[model].problem
+        average_table(problem, self.table, self.marks, self.counters, len(self.params), first, share, average)
 
-    def weights(self, job: Job) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
-        """The dense and hashed weights that make the model.
+    def weights(self, job: Job, model: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
+        """The dense and hashed weights that make a model.
 
         A weight that an L1 penalty holds at 0 now is 0, though it was not when it entered the average.
         """
-        table = None
+        of, table = slice(model * job.outputs, (model + 1) * job.outputs), None
         if self.table is not None:
             table = np.zeros((len(self.table), job.outputs), np.float32)
-            self._average_table(job, table, 1.0)
+            self._average_table(job, model, table, 1.0)
         if not (job.config.averaged and self.snapshots):
-            return self.params.copy(), table
-        averages = self.average.copy(), self.table_average if self.table_snapshots else table
-        if job.config.l1 > 0:
-            averages[0][:, :-1] *= self.params[:, :-1] != 0
+            return self.params[of].copy(), table
+        averages = self.average[of].copy(), table
+        if self.table_average is not None and self.table_snapshots:
+            averages = averages[0], self.table_average[model]
+        if job.models[model].config.l1 > 0:
+            averages[0][:, :-1] *= self.params[of, :-1] != 0
             if averages[1] is not None and table is not None:
                 averages = averages[0], averages[1] * (table != 0)
         return averages
+
+    def keep(self, job: Job, models: Sequence[int]) -> State:
+        """The state of some of the models alone."""
+        outputs = np.concatenate([np.arange(k * job.outputs, (k + 1) * job.outputs) for k in models])
+        table, chosen = None, list(models)
+        if self.table is not None and self.marks is not None:
+            n, kinds = len(self.params), 2 + job.config.method.slots
+            cells = replace(job.table, outputs=len(outputs)).cells
+            table = np.zeros((len(self.table), cells), np.float32)
+            for kind in range(kinds):
+                first = kind * len(outputs)
+                table[:, first : first + len(outputs)] = self.table[:, kind * n + outputs]
+            table.view(np.int32)[:, -1] = self.marks[:, -1]
+        return replace(
+            self,
+            params=self.params[outputs],
+            slots=np.ascontiguousarray(self.slots[:, outputs]),
+            carry=self.carry[outputs],
+            totals=self.totals[chosen],
+            failed=self.failed[chosen],
+            average=self.average[outputs],
+            table=table,
+            table_average=None if self.table_average is None else self.table_average[chosen],
+        )
 
 
 def _share(snapshots: int) -> float:
@@ -127,7 +170,8 @@ class Result:
     """What training gave.
 
     ``objective`` and ``gradient_norm`` (of the whole objective, over all rows, in scaled features) are known after
-    L-BFGS; ``polish_passes`` are those after the epochs, which everything else tells of.
+    L-BFGS; ``polish_passes`` are those after the epochs, which everything else tells of. ``epoch_seconds`` are the
+    seconds of each epoch, without validation.
     """
 
     model: Model
@@ -145,9 +189,12 @@ class Result:
     objective: float | None = None
     gradient_norm: float | None = None
     polish_passes: int = 0
+    epoch_seconds: list[float] = field(default_factory=list)
+    cache_trouble: str = ""
 
     def remarks(self) -> list[str]:
         """What a user should know after training."""
-        if not self.skipped_rows:
-            return []
-        return [f"{self.skipped_rows:,} rows have no target (null) and were left out."]
+        found = [self.cache_trouble] if self.cache_trouble else []
+        if self.skipped_rows:
+            found.append(f"{self.skipped_rows:,} rows have no target (null) and were left out.")
+        return found

@@ -28,26 +28,17 @@ def train_command(
     StreamgdError
         A parameter or the data are wrong.
     """
-    from .data.columns import is_string
     from .data.source import ParquetSource
-    from .features import Layout
     from .job import prepare
-    from .kernels.warm import warm_up
     from .memory import format_bytes, peak_rss
     from .modelfile import save_model
     from .progress import display
     from .state import State
     from .trainer import train as run
 
-    _check_model_path(path)  # told before hours of training, not after
+    check_model_path(path)  # told before hours of training, not after
     source = ParquetSource(shards, n_jobs=settings.n_jobs)
-    began = perf_counter()
-    warm_up(
-        Layout(1, has_target=True).cells,
-        hashed=any(map(is_string, source.schema.types)) or bool(settings.categorical or settings.calendar),
-    )
-    if (compiling := perf_counter() - began) > 1:
-        print(f"compiled the kernels for this machine in {compiling:.1f} s; they are kept", file=sys.stderr, flush=True)
+    compile_kernels(source, settings)
     began = perf_counter()
     held_out = ParquetSource(validation, n_jobs=settings.n_jobs) if validation else None
     job, feed = prepare(source, target, settings, weight=weight, validation=held_out)
@@ -89,6 +80,7 @@ def train_command(
         "polish_passes": result.polish_passes,
         "batch_size": None if settings.batch_size is None else job.batch_rows,
         "label_clustering": labels.clustering,
+        "epoch_seconds": result.epoch_seconds,
         "memory": memory.to_json(),
         "time": {
             "reading": result.times.reading,
@@ -103,6 +95,19 @@ def train_command(
     return summary
 
 
+def compile_kernels(source: Any, settings: Any, models: int = 1) -> None:
+    """Compile what the job needs, and say so if it takes long."""
+    from .data.columns import is_string
+    from .features import Layout
+    from .kernels.warm import warm_up
+
+    began = perf_counter()
+    hashed = any(map(is_string, source.schema.types)) or bool(settings.categorical or settings.calendar)
+    warm_up(Layout(1, has_target=True).cells, hashed, models)
+    if (compiling := perf_counter() - began) > 1:
+        print(f"compiled the kernels for this machine in {compiling:.1f} s; they are kept", file=sys.stderr, flush=True)
+
+
 def _features(spec: Any) -> str:
     """What there is to learn from, in words."""
     dense, hashed = spec.n_features, spec.n_inputs - spec.n_features
@@ -110,7 +115,7 @@ def _features(spec: Any) -> str:
     return " and ".join(words + ([f"{hashed:,} hashed features in 2^{spec.hash_bits} weights"] if hashed else []))
 
 
-def _check_model_path(path: Path | None) -> None:
+def check_model_path(path: Path | None) -> None:
     """Refuse a model file that could not be written, or that would replace something else."""
     from .modelfile import looks_like_model
 

@@ -1,30 +1,29 @@
-"""The loop: windows of shuffled rows through the kernel, epoch by epoch, until the end or until nothing is gained.
+"""The loop: epoch by epoch, until the end or until nothing is gained.
 
 `job.prepare` has fixed everything that is not learned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from time import perf_counter
 
 import numpy as np
+from numpy.typing import NDArray
 
+from .data.cache import closing_cache
 from .data.evaluate import mean_loss
-from .data.stream import Position, Times, Window, WindowStream
-from .errors import TrainingDiverged
+from .data.stream import Times
 from .job import Feed, Job, finish
-from .kernels.drain import LOSS, ROWS, STEP, WEIGHT, drain
+from .kernels.drain import LOSS, ROWS, STEP, WEIGHT
 from .memory import peak_rss
 from .model import Model
 from .passes import descend
-from .state import SNAPSHOTS, Progress, Result, State
-
-#: Cells of encoded rows that one call of the kernel takes; between calls progress is told and Ctrl-C is heard.
-CELLS_PER_CALL = 1 << 22
+from .rounds import advance_in_rounds
+from .state import Progress, Result, State
+from .steps import Learners, Moment, advance_in_windows
 
 
 def train(
@@ -37,72 +36,94 @@ def train(
     TrainingDiverged
         A weight is no longer finite.
     """
-    if job.config.by_passes:
-        return descend(job, feed, job.config.passes, *state.weights(job), callback=callback)
+    with closing_cache(feed.cache):
+        if job.config.by_passes:
+            result = descend(job, feed, job.config.passes, *state.weights(job), callback=callback)
+        else:
+            result = take_steps(job, feed, state, first_epoch, callback)
+        if job.polish:
+            result = polished(job, feed, state.weights(job), result, callback)
+    if feed.cache is not None:
+        result.cache_trouble = feed.cache.trouble
+    return result
+
+
+def take_steps(
+    job: Job, feed: Feed, state: State, first_epoch: int, callback: Callable[[Progress], None] | None
+) -> Result:
+    """Train epoch by epoch."""
     began, times = perf_counter(), Times()
     losses: list[float] = []
     validation_losses: list[float] = []
+    seconds: list[float] = []
     best: tuple[float, Model] | None = None
-    no_gain = skipped = epochs = 0
+    no_gain = skipped = 0
 
     def tell(epoch: int, ended: bool = False) -> None:
         if callback is not None:
-            loss = _mean(job, state) if state.totals[WEIGHT] else (losses or [np.nan])[-1]
+            loss = mean_so_far(job, state) if state.totals[0, WEIGHT] else (losses or [np.nan])[-1]
             total = job.labels.rows * job.config.passes
             rows, steps = int(state.counters[ROWS]), int(state.counters[STEP])
-            seconds, validation = perf_counter() - began, validation_losses[-1] if validation_losses else None
-            callback(Progress(epoch, job.config.passes, rows, total, steps, loss, seconds, times, validation, ended))
+            spent, validation = perf_counter() - began, validation_losses[-1] if validation_losses else None
+            callback(Progress(epoch, job.config.passes, rows, total, steps, loss, spent, times, validation, ended))
 
-    stream = WindowStream(
-        feed.source,
-        job.encoder,
-        feed.plan,
-        n_jobs=feed.memory.n_jobs,
-        start=Position(first_epoch),
-        stop_epoch=first_epoch + job.config.passes,
-        times=times,
-    )
-    with closing(iter(stream)) as windows:  # type: ignore[type-var]  # no thread is left when an error ends the loop
-        for window in windows:
-            learn(job, feed, state, window, times, partial(tell, window.epoch))
-            skipped += window.skipped
-            if window.last:
-                epochs += 1
-                losses.append(_mean(job, state))
-                state.totals[:] = 0
-                if feed.validation is not None:
-                    model = finish(job, *state.weights(job))
-                    score = validation_loss(job, feed, model)
-                    validation_losses.append(score)
-                    no_gain = no_gain + 1 if best is not None and score > best[0] - job.config.tol else 0
-                    if best is None or score < best[0]:
-                        best = score, model
-                tell(window.epoch, ended=True)
-                if job.config.early_stopping and no_gain >= job.config.n_iter_no_change:
-                    break
+    epoch_began = began
+    with closing(advance(Learners(job, state), feed, times, first_epoch)) as moments:
+        for moment in moments:
+            skipped += moment.skipped
+            if not moment.ended:
+                tell(moment.epoch)
+                continue
+            losses.append(mean_so_far(job, state))
+            state.totals[:] = 0
+            seconds.append(perf_counter() - epoch_began)
+            if feed.validation is not None:
+                model = finish(job, *state.weights(job))
+                score = validation_loss(job, feed, model)
+                validation_losses.append(score)
+                no_gain = no_gain + 1 if best is not None and score > best[0] - job.config.tol else 0
+                if best is None or score < best[0]:
+                    best = score, model
+            tell(moment.epoch, ended=True)
+            if job.config.early_stopping and no_gain >= job.config.n_iter_no_change:
+                break
+            epoch_began = perf_counter()
     chosen = best[1] if job.config.early_stopping and best is not None else finish(job, *state.weights(job))
-    result = Result(
+    return Result(
         model=chosen,
         rows=int(state.counters[ROWS]),
-        epochs=epochs,
+        epochs=len(losses),
         steps=int(state.counters[STEP]),
         seconds=perf_counter() - began,
         train_loss=losses[-1] if losses else float("nan"),
         losses=losses,
         validation_losses=validation_losses,
-        skipped_rows=skipped // max(1, epochs),
+        skipped_rows=skipped // max(1, len(losses)),
         window_rows=feed.plan.capacity,
         peak_rss_bytes=peak_rss(),
         times=times,
+        epoch_seconds=seconds,
     )
-    return polished(job, feed, state, result, callback) if job.polish else result
 
 
-def polished(job: Job, feed: Feed, state: State, result: Result, callback: Callable[[Progress], None] | None) -> Result:
+def advance(learners: Learners, feed: Feed, times: Times, first_epoch: int = 0) -> Generator[Moment, None, None]:
+    """Take all epochs, in one stream or in rounds of several, and pause now and then."""
+    if learners.job.config.partitions > 1:
+        return advance_in_rounds(learners, feed, times, first_epoch)
+    return advance_in_windows(learners, feed, times, first_epoch)
+
+
+def polished(
+    job: Job,
+    feed: Feed,
+    weights: tuple[NDArray[np.float64], NDArray[np.float32] | None],
+    result: Result,
+    callback: Callable[[Progress], None] | None,
+) -> Result:
     """Improve the model that steps gave by passes of L-BFGS."""
     # Of few rows, which nobody asked to polish, it takes no time that is worth a display.
     told = callback if job.config.polish else None
-    after = descend(job, feed, job.polish, *state.weights(job), callback=told)
+    after = descend(job, feed, job.polish, *weights, callback=told)
     return replace(
         result,
         model=after.model,
@@ -114,53 +135,10 @@ def polished(job: Job, feed: Feed, state: State, result: Result, callback: Calla
     )
 
 
-def learn(job: Job, feed: Feed, state: State, window: Window, times: Times, tell: Callable[[], None]) -> None:
-    """Take the rows of a window, mini-batch by mini-batch."""
-    layout, problem, factor = job.encoder.layout, job.problem, job.encoder.spec.kernel_factor
-    cells = window.rows.view(np.uint32) if state.table is not None else None
-    outputs = job.outputs if job.outputs > 1 else None
-    n = len(window.order)
-    call = max(1, min(CELLS_PER_CALL // layout.stride, -(-feed.plan.total // SNAPSHOTS)))
-    for start in range(0, max(n, 1), call):  # an empty window, all of whose targets are null, may end an epoch
-        began = perf_counter()
-        stop = min(n, start + call)
-        failed = drain(
-            window.rows,
-            cells,
-            window.order,
-            start,
-            stop,
-            window.last and stop == n,
-            layout.cells,
-            problem,
-            outputs,
-            job.inverse_scale,
-            job.spread,
-            factor,
-            state.params,
-            state.slots,
-            state.carry,
-            state.table,
-            state.marks,
-            state.touched,
-            state.counters,
-            state.totals,
-        )
-        times.computing += perf_counter() - began
-        if failed >= 0:
-            raise TrainingDiverged(
-                f"step {failed} (epoch {window.epoch + 1}) made a weight infinite or NaN. The learning rate is likely "
-                f"too large for these data: try a tenth of eta0={job.eta0:g}, a larger batch_size, or "
-                f"optimizer='adagrad'."
-            )
-        state.take_snapshot(job)
-        tell()
-
-
-def _mean(job: Job, state: State) -> float:
+def mean_so_far(job: Job, state: State, model: int = 0) -> float:
     """Mean loss since the epoch began, each mini-batch scored before it was learned from, in units of the target."""
-    mean = float(state.totals[LOSS] / max(state.totals[WEIGHT], 1e-300))
-    return mean * float(job.labels.scale) ** job.loss.degree
+    loss, weight = state.totals[model, [LOSS, WEIGHT]]
+    return float(loss / max(weight, 1e-300)) * float(job.labels.scale) ** job.loss.degree
 
 
 def validation_loss(job: Job, feed: Feed, model: Model) -> float:

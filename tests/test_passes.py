@@ -15,7 +15,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 import streamgd as sg
 from streamgd.config import FEW_ROWS, Config
 from streamgd.data.source import as_source
-from streamgd.data.stream import WindowStream
+from streamgd.data.stream import Position, WindowStream
 from streamgd.data.table import TableSource
 from streamgd.errors import ConfigError
 from streamgd.job import prepare
@@ -91,7 +91,7 @@ def test_the_gradient_is_that_of_finite_differences(several: bool, fit_intercept
     rng = np.random.default_rng(1)
     shape = job.outputs, len(job.inverse_scale) + 1
     table = np.zeros((job.encoder.spec.n_slots, job.outputs), np.float32)
-    stream = WindowStream(feed.source, job.encoder, feed.plan, stop_epoch=1000)
+    stream = WindowStream(feed.source, job.encoder, feed.plan, stop=Position(1000))
     with closing(iter(stream)) as windows:
         objective = Objective(job, windows, feed.plan.n_windows, np.zeros(shape), table)
         at = rng.normal(size=len(objective.start))

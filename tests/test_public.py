@@ -44,7 +44,7 @@ def part(path: Path) -> str:
 
 
 def test_the_public_names() -> None:
-    assert streamgd.__all__ == ["ParquetStream", "SGDClassifier", "SGDRegressor", "load"]
+    assert streamgd.__all__ == ["ParquetStream", "SGDClassifier", "SGDRegressor", "SGDSearchCV", "load", "tune"]
     for name in streamgd.__all__:
         assert inspect.getdoc(getattr(streamgd, name))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
@@ -90,7 +90,7 @@ def test_imports_point_down(path: Path) -> None:
         assert not layers & {"trainer", "job", "estimators", "cli", "config", "modelfile", "progress"}
     if path.name == "model.py":
         assert not layers & {"data", "modelfile", "job"}
-    if path.name not in ("cli.py", "__init__.py", "__main__.py"):
+    if path.name not in ("cli.py", "search.py", "__init__.py", "__main__.py"):
         assert not layers & {"cli", "estimators"}
     if path.name not in (
         "cli.py",
@@ -98,6 +98,7 @@ def test_imports_point_down(path: Path) -> None:
         "estimators.py",
         "estimator_base.py",
         "progress.py",
+        "race.py",
         "__init__.py",
     ):
         assert "trainer" not in layers

@@ -22,7 +22,8 @@ from streamgd.job import Job, hold_out, prepare
 from streamgd.kernels import reference, reference_losses
 from streamgd.model import Model, sigmoid
 from streamgd.state import AVERAGE_POWER, SNAPSHOTS, Progress, Result, State
-from streamgd.trainer import CELLS_PER_CALL, train
+from streamgd.steps import CELLS_PER_CALL
+from streamgd.trainer import train
 
 from .conftest import FLIGHTS, Write, classification, matrix, regression
 from .kernels.arguments import STEPPING as OPTIMIZERS

@@ -18,7 +18,9 @@ from .buffers import CODES, Buffers, buffers, floats, native, native_batch, nati
 from .target import Target, sample_weights
 from .vectors import CENTRE_ROWS, middles, vector_parts
 
-BATCH_BYTES = 16 << 20
+#: A record batch has so many bytes of encoded rows, but of wide rows at least so many rows up to so many bytes: each
+#: costs 5 µs a column.
+BATCH_BYTES, WIDE_ROWS, WIDE_BYTES = 32 << 20, 2048, 96 << 20
 BATCH_ROWS = (128, 65_536)
 LINE_CELLS = 16
 
@@ -103,9 +105,10 @@ class Encoder:
         return list(dict.fromkeys(names + ([self.weight] if self.weight is not None else [])))
 
     @property
-    def row_values(self) -> int:
-        """Values that are decoded for a row; a list is as many as it is long."""
-        return self.spec.n_inputs + self.layout.has_target + self.layout.has_weight
+    def row_cost(self) -> int:
+        """What decoding a row costs, in numbers: a list is as many as it is long, a string ten (38 ns against 3)."""
+        strings = len(self.spec.group("index")) + len(self.spec.group("text"))
+        return self.spec.n_inputs + self.layout.has_target + self.layout.has_weight + 9 * strings
 
     def new_rows(self, n: int) -> NDArray[np.float32]:
         """Memory for n encoded rows; rows begin where cache lines do, so that a random row touches no line more."""
@@ -116,8 +119,9 @@ class Encoder:
 
     @property
     def batch_rows(self) -> int:
-        """Rows a record batch, so that its decoded columns take about 16 MiB."""
-        return min(max(BATCH_BYTES // self.layout.row_bytes, BATCH_ROWS[0]), BATCH_ROWS[1])
+        """Rows a record batch."""
+        size = self.layout.row_bytes
+        return min(max(BATCH_BYTES // size, min(WIDE_ROWS, WIDE_BYTES // size), BATCH_ROWS[0]), BATCH_ROWS[1])
 
     def centres(self, batch: pa.RecordBatch) -> NDArray[np.float64]:
         """A typical value of each dense feature: the median of its first few in a batch, or 0; float64[n_features]."""
@@ -182,6 +186,12 @@ class Encoder:
         kept = int(keep.sum())
         out[:kept] = out[keep]
         return kept
+
+    def without_target(self, batch: pa.RecordBatch) -> NDArray[np.int64]:
+        """Rows of a batch that `encode` leaves out."""
+        if self.target is None:
+            return np.zeros(0, np.int64)
+        return np.flatnonzero(np.isnan(self.target.encode(batch.column(self.target.name), "")))
 
     def _weights(self, batch: pa.RecordBatch, y: NDArray[np.float32] | None, where: str) -> NDArray[np.float32] | None:
         if not self.layout.has_weight:

@@ -23,6 +23,12 @@ from .threads import ordered
 WHOLE_SAMPLE_ROWS = 262_144
 #: Else the sample is one piece of so many rows from each of so many row groups (one in 32, in bounds).
 PIECE_ROWS = 16_384
+#: Of wide rows it has fewer, so that all pieces hold no more numbers than these, but still so many rows: they tell a
+#: mean to 2 % of a standard deviation.
+MOST_NUMBERS, FEWEST_ROWS = 1 << 24, 4096
+#: Nor does it open more row groups than hold so many numbers, but four: reading a little of one costs as much as most
+#: of it, whose pages are decompressed whole.
+MOST_OPENED, FEWEST_ROW_GROUPS = 1 << 26, 4
 SAMPLE_ROW_GROUPS = (8, 32)
 #: Of hashes that are more than so many in the sample, and of the n-grams of texts, those are counted that begin with
 #: so many zero bits: one in 16.
@@ -95,18 +101,27 @@ class Scales:
         return min(MOST_HASH_BITS, max(wanted, min(roomy, CACHED_BITS)))
 
 
-def sample_pieces(rows: NDArray[np.int64], seed: int) -> list[tuple[int, int, int]]:
-    """Pieces (row group, first row, end) of the seeded sample: all rows of small data, else a few row groups."""
-    if rows.sum() <= WHOLE_SAMPLE_ROWS:
+def sample_pieces(rows: NDArray[np.int64], seed: int, row_cost: int = 1) -> list[tuple[int, int, int]]:
+    """Pieces (row group, first row, end) of the seeded sample: all rows of small data, else a few row groups.
+
+    A row costs as much as ``row_cost`` numbers. A piece lies anywhere in its row group, but of wide rows no further
+    from its start than two pieces: what comes before is decoded, too.
+    """
+    most = max(FEWEST_ROWS, MOST_NUMBERS // row_cost)
+    if rows.sum() <= min(WHOLE_SAMPLE_ROWS, most):
         return [(g, 0, int(n)) for g, n in enumerate(rows) if n]
     filled = np.flatnonzero(rows)
     wanted = min(max(len(filled) // 32, SAMPLE_ROW_GROUPS[0]), SAMPLE_ROW_GROUPS[1], len(filled))
+    opened = int(MOST_OPENED / (row_cost * float(rows[filled].mean())))
+    wanted = min(wanted, max(opened, FEWEST_ROW_GROUPS))
     chosen = np.sort(filled[random_order(len(filled), seed, 0, SAMPLE)[:wanted]])
     places = random_order(1 << 16, seed, 1, SAMPLE) / (1 << 16)
     pieces = []
+    size = min(PIECE_ROWS, -(-most // wanted))
     for g, place in zip(chosen, places, strict=False):
-        start = int(place * max(0, rows[g] - PIECE_ROWS))
-        pieces.append((int(g), start, int(min(rows[g], start + PIECE_ROWS))))
+        room = max(0, int(rows[g]) - size)
+        start = int(place * (room if size == PIECE_ROWS else min(room, 2 * size)))
+        pieces.append((int(g), start, int(min(rows[g], start + size))))
     return pieces
 
 
@@ -176,7 +191,7 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
     n_jobs : int
         Threads.
     """
-    pieces = sample_pieces(source.manifest.rows, seed)
+    pieces = sample_pieces(source.manifest.rows, seed, encoder.row_cost)
     sampled = sum(stop - start for _, start, stop in pieces)
     zeros = 0 if sampled * encoder.layout.n_index <= MOST_COUNTED else ZEROS
     moments, weights, counts = Moments.none(encoder.spec.n_features), 0.0, _NOTHING
@@ -211,7 +226,7 @@ def _piece(
     """Moments of each record batch of a piece and its sum of weights; and counts of the piece."""
     row_group, start, stop = piece
     layout = encoder.layout
-    batch_rows = min(encoder.batch_rows, PIECE_ROWS // 2)
+    batch_rows = min(encoder.batch_rows, PIECE_ROWS // 2, max(stop - start, 256))
     rows = encoder.new_rows(batch_rows)
     reader = source.open(row_group, encoder.columns, batch_rows)
     reader.skip(start)

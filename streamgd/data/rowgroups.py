@@ -149,6 +149,9 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """SHA-256 of what identifies the data, wherever they lie."""
 
+    def identity(self) -> str | None:
+        """SHA-256 that changes whenever a shard may have changed; None of data in memory."""
+
     def with_dictionaries(self, columns: Sequence[str]) -> Self:
         """Deliver some columns of strings as dictionaries where they lie so."""
 

@@ -28,11 +28,11 @@ MOST_WINDOW_BYTES = 256 << 20
 FEW_ROW_GROUPS = 2
 #: ... of which it holds this many, so that it resembles the whole ...
 SEGMENTS = 128
-#: ... if reading them out of order costs at most this many values more (a few seconds).
+#: ... if reading them out of order costs at most this many numbers more (a few seconds).
 EXTRA_VALUES = 1_000_000_000
 
 #: Third parts of keys that are not windows (`numpy.random.SeedSequence` pads keys with 0, so lengths do not tell).
-SEGMENT_ORDER, SAMPLE, HELD_OUT, WINDOW_ORDER, PLACE_ORDER = range(1 << 31, (1 << 31) + 5)
+SEGMENT_ORDER, SAMPLE, HELD_OUT, WINDOW_ORDER, PLACE_ORDER, PARTITIONS = range(1 << 31, (1 << 31) + 6)
 
 
 def random_seed(*key: int) -> np.uint64:
@@ -99,12 +99,14 @@ class Plan:
         Rows of each row group.
     window_rows : int
         Wanted rows a window; the epoch is cut into equal parts nearest to it.
-    n_columns : int
-        Columns read, to judge what reading out of order costs.
+    row_cost : int
+        Numbers that a row is worth, to judge what reading out of order costs.
     seed : int
         Seed of the order.
     shuffle : bool
         If false, segments and rows come as they lie.
+    extra_values : int, optional
+        Numbers that may be decoded more than once for the sake of the shuffle.
 
     Attributes
     ----------
@@ -119,7 +121,14 @@ class Plan:
     """
 
     def __init__(
-        self, rows: NDArray[np.int64], window_rows: int, *, n_columns: int = 1, seed: int = 0, shuffle: bool = True
+        self,
+        rows: NDArray[np.int64],
+        window_rows: int,
+        *,
+        row_cost: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        extra_values: int | None = None,
     ) -> None:
         self.seed, self.shuffle = seed, shuffle
         self.total = int(rows.sum())
@@ -128,8 +137,9 @@ class Plan:
         pieces = np.where(
             rows * FEW_ROW_GROUPS > window, -(-rows // max(1, -(-window // SEGMENTS))), np.minimum(rows, 1)
         )
-        extra = float((rows * np.minimum(pieces, self.n_windows)).sum()) / 2 * n_columns
-        self.scattered = shuffle and self.n_windows > 1 and bool((pieces > 1).any()) and extra <= EXTRA_VALUES
+        most = EXTRA_VALUES if extra_values is None else extra_values
+        extra = float((rows * np.minimum(pieces, self.n_windows)).sum()) / 2 * row_cost
+        self.scattered = shuffle and self.n_windows > 1 and bool((pieces > 1).any()) and extra <= most
         self.streamed = shuffle and self.n_windows > 1 and bool((pieces > 1).any()) and not self.scattered
         self._row_group = np.repeat(np.arange(len(rows)), pieces) if self.scattered else np.flatnonzero(rows)
         first = np.cumsum(pieces) - pieces

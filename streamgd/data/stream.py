@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from time import perf_counter
+from functools import partial
+from time import perf_counter, thread_time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,13 +20,14 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, UnusableColumns
 from ..features import FeatureSpec
+from .cache import Cache
 from .columns import find_columns
 from .encode import Encoder
 from .rowgroups import RowGroupReader, Source
 from .shuffle import Plan, Run, default_window_rows
 from .source import as_source
 from .target import Target
-from .threads import available_cpus
+from .threads import Task, available_cpus
 
 
 @dataclass
@@ -38,6 +40,11 @@ class Times:
     computing: float = 0.0
     bytes: float = 0.0
 
+    def add(self, other: Times) -> None:
+        """Add what another thread spent."""
+        for name, seconds in vars(other).items():
+            setattr(self, name, getattr(self, name) + seconds)
+
 
 class Position(NamedTuple):
     """Place in a stream: rows of a window of an epoch that are done."""
@@ -48,6 +55,7 @@ class Position(NamedTuple):
 
 
 START = Position()
+_NO_ROWS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -105,11 +113,14 @@ class WindowStream:
     plan : Plan
         Their order.
     n_jobs : int
-        Threads that decode and encode; they never change a result.
-    start : Position
-        First window.
-    stop_epoch : int
-        Epoch at which to end.
+        Threads that decode and encode; they never change a result. With 0 the windows are filled when they are asked
+        for, by the thread that asks.
+    start, stop : Position
+        First window, and that before which to end.
+    rows : ndarray of float32, optional
+        Memory for a window, if ``n_jobs`` is 0.
+    cache : BlockCache, optional
+        Where encoded rows are written, and read from when they are there.
     times : Times, optional
         Takes what was spent on what.
     """
@@ -121,18 +132,24 @@ class WindowStream:
         plan: Plan,
         *,
         n_jobs: int = 1,
+        cache: Cache | None = None,
         start: Position = START,
-        stop_epoch: int = 1,
+        stop: Position = Position(1),  # noqa: B008  # it cannot be changed
+        rows: NDArray[np.float32] | None = None,
         times: Times | None = None,
     ) -> None:
         self.source, self.encoder, self.plan = source, encoder, plan
-        self.n_jobs = n_jobs
-        self.start, self.stop_epoch = start, stop_epoch
+        self.n_jobs, self.cache = n_jobs, cache
+        self.start, self.stop, self._memory = start, stop, rows
         self.times = times if times is not None else Times()
         self._row_bytes = source.manifest.row_bytes()
 
     def __iter__(self) -> Iterator[Window]:
-        pool = ThreadPoolExecutor(self.n_jobs, thread_name_prefix="streamgd-read")
+        if self.n_jobs == 0:
+            yield from self._windows(None)
+            return
+        # The thread that takes the windows is one of them: it reads, too, when it has to wait.
+        pool = ThreadPoolExecutor(max(1, self.n_jobs - 1), thread_name_prefix="streamgd-read")
         try:
             yield from self._only_window(pool) if self.plan.n_windows == 1 else self._windows(pool)
         finally:
@@ -142,87 +159,117 @@ class WindowStream:
         """All rows fit in one window: it is read once, and each epoch takes a fresh order of it."""
         rows = self.encoder.new_rows(self.plan.capacity)
         n, skipped, texts = self._gather(rows, self._fill(pool, 0, 0, rows, {}))
-        for epoch in range(self.start.epoch, self.stop_epoch):
+        for epoch in range(self.start.epoch, self.stop.epoch):
             yield Window(rows, self.plan.row_order(epoch, 0, n), epoch, 0, True, skipped, texts)
 
-    def _windows(self, pool: ThreadPoolExecutor) -> Iterator[Window]:
-        places = iter(
-            (epoch, index)
-            for epoch in range(self.start.epoch, self.stop_epoch)
-            for index in range(self.start.window if epoch == self.start.epoch else 0, self.plan.n_windows)
-        )
-        free = [self.encoder.new_rows(self.plan.capacity), self.encoder.new_rows(self.plan.capacity)]
-        filling: deque[tuple[int, int, NDArray[np.float32], list[Future[_Filled]]]] = deque()
-        suspended: dict[int, Future[_Filled]] = {}
+    def _windows(self, pool: ThreadPoolExecutor | None) -> Iterator[Window]:
+        places = iter(self._places())
+        memory = self._memory if self._memory is not None else self.encoder.new_rows(self.plan.capacity)
+        free = [memory] if pool is None else [memory, self.encoder.new_rows(self.plan.capacity)]
+        filling: deque[tuple[int, int, NDArray[np.float32], list[Task[_Filled]]]] = deque()
+        suspended: dict[int, Task[_Filled]] = {}
         while True:
             while free and (place := next(places, None)) is not None:
                 rows = free.pop()
                 filling.append((*place, rows, self._fill(pool, *place, rows, suspended)))
             if not filling:
                 return
-            epoch, index, rows, futures = filling.popleft()
-            n, skipped, texts = self._gather(rows, futures)
+            epoch, index, rows, tasks = filling.popleft()
+            n, skipped, texts = self._gather(rows, tasks)
             order = self.plan.row_order(epoch, index, n)
             yield Window(rows, order, epoch, index, index == self.plan.n_windows - 1, skipped, texts)
             texts.clear()
             free.append(rows)
 
+    def _places(self) -> Iterator[tuple[int, int]]:
+        """Epoch and number of each window."""
+        for epoch in range(self.start.epoch, self.stop.epoch + 1):
+            first = self.start.window if epoch == self.start.epoch else 0
+            last = self.stop.window if epoch == self.stop.epoch else self.plan.n_windows
+            yield from ((epoch, index) for index in range(first, last))
+
     def _fill(
         self,
-        pool: ThreadPoolExecutor,
+        pool: ThreadPoolExecutor | None,
         epoch: int,
         index: int,
         rows: NDArray[np.float32],
-        suspended: dict[int, Future[_Filled]],
-    ) -> list[Future[_Filled]]:
+        suspended: dict[int, Task[_Filled]],
+    ) -> list[Task[_Filled]]:
         """Start the threads on a window; a row group that a window cut in two is continued, not read again."""
-        futures, place = [], 0
+        tasks: list[Task[_Filled]] = []
+        place = 0
         for run in self.plan.window(epoch, index):
             before = suspended.pop(run.row_group, None)
-            future = pool.submit(self._read, run, rows, place, before)
+            task = Task(partial(self._read, epoch, run, rows, place, before))
+            if pool is not None:
+                pool.submit(task.run)
             if not self.plan.scattered and run.spans[-1][1] < self.source.manifest.rows[run.row_group]:
-                suspended[run.row_group] = future
-            futures.append(future)
+                suspended[run.row_group] = task
+            tasks.append(task)
             place += run.rows
-        return futures
+        return tasks
 
-    def _read(self, run: Run, rows: NDArray[np.float32], place: int, before: Future[_Filled] | None) -> _Filled:
-        encoding = 0.0
+    def _read(
+        self, epoch: int, run: Run, rows: NDArray[np.float32], place: int, before: Task[_Filled] | None
+    ) -> _Filled:
+        """Encode the rows of a run into their place, or take them from the cache."""
         texts: list[NDArray[np.uint32]] = []
-        where = self.source.describe(run.row_group)
-        reader, position, out = None, 0, place
+        reader, position, out, encoding = None, 0, place, 0.0
         if before is not None:  # it was started first, so it is done or under way in another thread
             done = before.result()
             if done.position == run.spans[0][0]:
                 reader, position = done.reader, done.position
             done.reader = None
-        began = perf_counter()
+        began = thread_time()
+        if self.cache is not None and (n := self.cache.get(run, rows[place:], texts)) is not None:
+            return _Filled(place, n, run.rows, 0, thread_time() - began, 0.0, texts)
         if reader is None:
             reader = self.source.open(run.row_group, self.encoder.columns, self.encoder.batch_rows)
         for start, stop in run.spans:
             reader.skip(start - position)
+            position = start
             for batch in reader.read(stop - start):
-                mark = perf_counter()
-                out += self.encoder.encode(batch, rows[out:], where, texts)
-                encoding += perf_counter() - mark
-            position = stop
+                mark = thread_time()
+                n = self._encode(epoch, run.row_group, position, batch, rows[out:], texts)
+                out, position = out + n, position + batch.num_rows
+                encoding += thread_time() - mark
         if position == self.source.manifest.rows[run.row_group]:
             reader.finish()
             reader = None
         elif self.plan.scattered:
             reader = None
-        reading = perf_counter() - began - encoding
+        reading = thread_time() - began - encoding
         return _Filled(place, out - place, run.rows, position, reading, encoding, texts, reader)
 
+    def _encode(
+        self,
+        epoch: int,
+        row_group: int,
+        position: int,
+        batch: Any,
+        rows: NDArray[np.float32],
+        texts: list[NDArray[np.uint32]],
+    ) -> int:
+        """Encode a batch, and write it to the cache; return the number of its rows that have a target."""
+        known = len(texts)
+        n = self.encoder.encode(batch, rows, self.source.describe(row_group), texts)
+        if self.cache is not None:
+            dropped = position + self.encoder.without_target(batch) if n < batch.num_rows else _NO_ROWS
+            self.cache.put(epoch, row_group, position, batch.num_rows, rows[:n], dropped, texts[known:])
+        return n
+
     def _gather(
-        self, rows: NDArray[np.float32], futures: Sequence[Future[_Filled]]
+        self, rows: NDArray[np.float32], tasks: Sequence[Task[_Filled]]
     ) -> tuple[int, int, list[NDArray[np.uint32]]]:
         """Wait until a window is full; close the gaps that rows without a target left."""
         n = skipped = 0
         texts: list[NDArray[np.uint32]] = []
-        for future in futures:
+        for task in tasks:
+            task.run()
+        for task in tasks:
             began = perf_counter()
-            filled = future.result()
+            filled = task.result()
             self.times.waiting += perf_counter() - began
             self.times.reading += filled.reading
             self.times.encoding += filled.encoding
@@ -322,7 +369,7 @@ class ParquetStream:
         self.plan = Plan(
             self.source.manifest.rows,
             self.window_rows,
-            n_columns=self.encoder.row_values,
+            row_cost=self.encoder.row_cost,
             seed=seed,
             shuffle=shuffle,
         )
@@ -355,7 +402,7 @@ class ParquetStream:
         pending: list[NDArray[np.float32]] = []
         size = 0
         stream = WindowStream(
-            self.source, self.encoder, self.plan, n_jobs=self.n_jobs, start=start, stop_epoch=start.epoch + 1
+            self.source, self.encoder, self.plan, n_jobs=self.n_jobs, start=start, stop=Position(start.epoch + 1)
         )
         with closing(iter(stream)) as windows:  # type: ignore[type-var]
             for window in windows:

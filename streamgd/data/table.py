@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, EmptyData
 from .reading import digest, select
 from .rowgroups import Manifest, RowGroupReader
+from .shuffle import random_order
 from .widen import refuse_duplicates
 
 TABLE_ROW_GROUP_ROWS = 65_536
@@ -77,6 +78,10 @@ class TableSource:
         """SHA-256 over schema and row counts."""
         return digest(self.schema.to_string(), self.manifest.index, self.manifest.rows)
 
+    def identity(self) -> str | None:
+        """None: a table in memory is not read from anywhere."""
+        return None
+
     def with_dictionaries(self, columns: Sequence[str]) -> Self:
         """The table itself: its values are decoded already."""
         return self
@@ -86,6 +91,10 @@ class TableSource:
         part = copy.copy(self)
         part.manifest = self.manifest.take(row_groups)
         return part
+
+    def shuffled(self, seed: int) -> TableSource:
+        """The same rows in a random order."""
+        return TableSource(self._table.take(random_order(self._table.num_rows, seed)))
 
     def _batches(self, names: list[str], start: int, stop: int, batch_rows: int) -> Iterator[Any]:
         table = self._table.select(names or self._table.column_names[:1])

@@ -3,63 +3,79 @@
 Rows are visited at random in a window of tens of megabytes. A row's address is known long before it is needed,
 so it is asked for ``AHEAD`` rows early: a random row costs what a sequential one costs (15 ns against 14 at 28
 columns, where without prefetching it costs 35).
+
+Sums have a fixed order, whatever else is worked on: an output has the same bits alone and among a hundred.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import jit, prefetch
+from .intrinsics import (
+    add_four_rows,
+    add_four_rows_twice,
+    add_row,
+    dot,
+    dot_four_rows,
+    dot_four_weights,
+    float32_at,
+    jit,
+    prefetch,
+)
 
 AHEAD = 64
 _PREFETCHED_BYTES = 512  # of a longer row the hardware fetches the rest by itself
 # The loop that asks for a row stands in both kernels: as a function it doubles the time of `margins` (28 ns for 14).
-#: Outputs that are worked on together: a row is loaded once for so many, and their sums fit the registers.
+#: Outputs that are worked on together, so that a row is loaded once for so many.
 OUTPUTS = 4
 
 
 @jit
 def margins(rows, order, start, n, stop, weights, intercept, at, z, y, w):
     """Margins, targets and sample weights of rows ``order[start : start + n]``."""
-    stride, width = rows.shape[1], len(weights)
-    base = rows.ctypes.data
-    lines = min(stride * 4, _PREFETCHED_BYTES)
+    stride, width = rows.shape[1] * 4, len(weights)
+    base, w_base, z_base = rows.ctypes.data, weights.ctypes.data, z.ctypes.data
+    lines = min(stride, _PREFETCHED_BYTES)
     for i in range(n):
-        ahead = base + np.int64(order[min(start + i + AHEAD, stop - 1)]) * stride * 4
+        ahead = base + np.int64(order[min(start + i + AHEAD, stop - 1)]) * stride
         for line in range(0, lines, 64):
             prefetch(ahead + line)
-        row = rows[order[start + i]]
-        total = np.float32(0)
-        for j in range(width):
-            total += row[j] * weights[j]
-        z[i] = total + intercept
-        y[i] = row[at.y]
+        row = base + np.int64(order[start + i]) * stride
+        y[i] = float32_at(row, at.y)
         if at.w >= 0:
-            w[i] = row[at.w]
+            w[i] = float32_at(row, at.w)
+    i = 0
+    while i + 4 <= n:
+        k = start + i
+        a, b = base + np.int64(order[k]) * stride, base + np.int64(order[k + 1]) * stride
+        c, d = base + np.int64(order[k + 2]) * stride, base + np.int64(order[k + 3]) * stride
+        dot_four_rows(a, b, c, d, w_base, width, z_base + i * 4)
+        i += 4
+    while i < n:
+        z[i] = dot(base + np.int64(order[start + i]) * stride, w_base, width)
+        i += 1
+    for i in range(n):
+        z[i] += intercept
 
 
 @jit
 def add_gradient(rows, order, start, n, r, tile_sum, total):
     """Add sum_i r_i x_i over rows ``order[start : start + n]`` to ``total`` (float64).
 
-    Inside the tile the sum is float32, four rows at a time; tiles are summed in float64, so that a sum over
-    1e9 rows keeps its digits.
+    Inside the tile the sum is float32; tiles are summed in float64, so that a sum over 1e9 rows keeps its digits.
     """
-    width = len(tile_sum)
-    for j in range(width):
-        tile_sum[j] = np.float32(0)
+    width, stride = len(tile_sum), rows.shape[1] * 4
+    base, r_base, sum_base = rows.ctypes.data, r.ctypes.data, tile_sum.ctypes.data
+    tile_sum[:] = np.float32(0)
     i = 0
     while i + 4 <= n:
-        x0, x1 = rows[order[start + i]], rows[order[start + i + 1]]
-        x2, x3 = rows[order[start + i + 2]], rows[order[start + i + 3]]
-        r0, r1, r2, r3 = r[i], r[i + 1], r[i + 2], r[i + 3]
-        for j in range(width):
-            tile_sum[j] += (r0 * x0[j] + r1 * x1[j]) + (r2 * x2[j] + r3 * x3[j])
+        k = start + i
+        a, b = base + np.int64(order[k]) * stride, base + np.int64(order[k + 1]) * stride
+        c, d = base + np.int64(order[k + 2]) * stride, base + np.int64(order[k + 3]) * stride
+        add_four_rows(a, b, c, d, r_base + i * 4, sum_base, width)
         i += 4
     while i < n:
-        x0, r0 = rows[order[start + i]], r[i]
-        for j in range(width):
-            tile_sum[j] += r0 * x0[j]
+        add_row(base + np.int64(order[start + i]) * stride, r_base + i * 4, sum_base, width)
         i += 1
     for j in range(len(total)):
         total[j] += tile_sum[j]
@@ -67,53 +83,56 @@ def add_gradient(rows, order, start, n, r, tile_sum, total):
 
 @jit
 def many_margins(rows, order, start, n, stop, weights, intercepts, at, z, y, w):
-    """Margins of several outputs: ``weights`` float32[c, width], ``z`` float32[n, c], c a multiple of `OUTPUTS`."""
-    stride, width = rows.shape[1], weights.shape[1]
-    base = rows.ctypes.data
-    lines = min(stride * 4, _PREFETCHED_BYTES)
+    """Margins of several outputs: ``weights`` float32[c, width], ``z`` float32[c, tile], c a multiple of `OUTPUTS`."""
+    stride, width = rows.shape[1] * 4, weights.shape[1]
+    base, w_base, z_base, z_step = rows.ctypes.data, weights.ctypes.data, z.ctypes.data, z.shape[1] * 4
+    lines = min(stride, _PREFETCHED_BYTES)
     for i in range(n):
-        ahead = base + np.int64(order[min(start + i + AHEAD, stop - 1)]) * stride * 4
+        ahead = base + np.int64(order[min(start + i + AHEAD, stop - 1)]) * stride
         for line in range(0, lines, 64):
             prefetch(ahead + line)
-        row = rows[order[start + i]]
-        for c in range(0, len(weights), OUTPUTS):
-            w0, w1, w2, w3 = weights[c], weights[c + 1], weights[c + 2], weights[c + 3]
-            z0, z1, z2, z3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-            for j in range(width):
-                x = row[j]
-                z0 += x * w0[j]
-                z1 += x * w1[j]
-                z2 += x * w2[j]
-                z3 += x * w3[j]
-            z[i, c], z[i, c + 1] = z0 + intercepts[c], z1 + intercepts[c + 1]
-            z[i, c + 2], z[i, c + 3] = z2 + intercepts[c + 2], z3 + intercepts[c + 3]
-        y[i] = row[at.y]
+        row = base + np.int64(order[start + i]) * stride
+        y[i] = float32_at(row, at.y)
         if at.w >= 0:
-            w[i] = row[at.w]
+            w[i] = float32_at(row, at.w)
+    for c in range(0, len(weights), OUTPUTS):
+        w_block, z_block = w_base + c * width * 4, z_base + c * z_step
+        for i in range(0, n - 1, 2):
+            a = base + np.int64(order[start + i]) * stride
+            b = base + np.int64(order[start + i + 1]) * stride
+            dot_four_weights(a, b, w_block, width * 4, width, z_block + i * 4, z_step)
+        if n % 2 == 1:
+            a = base + np.int64(order[start + n - 1]) * stride
+            for k in range(OUTPUTS):
+                z[c + k, n - 1] = dot(a, w_block + k * width * 4, width)
+        for k in range(c, c + OUTPUTS):
+            for i in range(n):
+                z[k, i] += intercepts[k]
 
 
 @jit
 def add_many_gradients(rows, order, start, n, r, tile_sum, total):
-    """Add sum_i r_ic x_i to ``total`` (float64[outputs, p]); ``r`` is float32[n, c], ``tile_sum`` float32[c, width]."""
-    c_padded, width = tile_sum.shape
+    """Add sum_i r_ci x_i to ``total`` (float64[outputs, p]); ``r`` is float32[c, tile], ``tile_sum`` float32[c, width].
+
+    Two outputs at a time, by the additions of `add_gradient`.
+    """
+    width, stride, r_step = tile_sum.shape[1], rows.shape[1] * 4, r.shape[1] * 4
+    base, r_base, sum_base = rows.ctypes.data, r.ctypes.data, tile_sum.ctypes.data
     tile_sum[:] = np.float32(0)
-    i = 0
-    while i + 4 <= n:
-        x0, x1 = rows[order[start + i]], rows[order[start + i + 1]]
-        x2, x3 = rows[order[start + i + 2]], rows[order[start + i + 3]]
-        for c in range(c_padded):
-            sums = tile_sum[c]
-            r0, r1, r2, r3 = r[i, c], r[i + 1, c], r[i + 2, c], r[i + 3, c]
-            for j in range(width):
-                sums[j] += (r0 * x0[j] + r1 * x1[j]) + (r2 * x2[j] + r3 * x3[j])
-        i += 4
-    while i < n:
-        x0 = rows[order[start + i]]
-        for c in range(c_padded):
-            sums, r0 = tile_sum[c], r[i, c]
-            for j in range(width):
-                sums[j] += r0 * x0[j]
-        i += 1
+    for output in range(0, len(tile_sum), 2):
+        factors, sums = r_base + output * r_step, sum_base + output * width * 4
+        i = 0
+        while i + 4 <= n:
+            k = start + i
+            a, b = base + np.int64(order[k]) * stride, base + np.int64(order[k + 1]) * stride
+            c, d = base + np.int64(order[k + 2]) * stride, base + np.int64(order[k + 3]) * stride
+            add_four_rows_twice(a, b, c, d, factors + i * 4, r_step, sums, width * 4, width)
+            i += 4
+        while i < n:
+            row = base + np.int64(order[start + i]) * stride
+            add_row(row, factors + i * 4, sums, width)
+            add_row(row, factors + i * 4 + r_step, sums + width * 4, width)
+            i += 1
     for c in range(len(total)):
         for j in range(total.shape[1]):
             total[c, j] += tile_sum[c, j]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from .intrinsics import jit, kernel, pointer
+from .intrinsics import four_bytes_at, jit, kernel, pointer, uint8_at
 from .layout import TILE_ROWS, bit
 
 _C1, _C2 = np.uint32(0xCC9E2D51), np.uint32(0x1B873593)
@@ -28,25 +28,20 @@ def _finish(h):
 
 
 @jit
-def murmur(data, start, stop, seed):
-    """MurmurHash3_x86_32 of bytes ``data[start:stop]``."""
+def murmur(address, n, seed):
+    """MurmurHash3_x86_32 of n bytes at an address."""
     h = np.uint32(seed)
-    i = start
-    while i + 4 <= stop:
-        k = (
-            np.uint32(data[i])
-            | (np.uint32(data[i + 1]) << np.uint32(8))
-            | (np.uint32(data[i + 2]) << np.uint32(16))
-            | (np.uint32(data[i + 3]) << np.uint32(24))
-        )
+    i = 0
+    while i + 4 <= n:
+        k = four_bytes_at(address + i)
         h = np.uint32(h ^ np.uint32(_rotate(np.uint32(k * _C1), 15) * _C2))
         h = np.uint32(_rotate(h, 13) * np.uint32(5) + np.uint32(0xE6546B64))
         i += 4
     k = np.uint32(0)
-    for place in range(stop - i):
-        k |= np.uint32(np.uint32(data[i + place]) << np.uint32(8 * place))
+    for place in range(n - i):
+        k |= np.uint32(np.uint32(uint8_at(address, i + place)) << np.uint32(8 * place))
     h = np.uint32(h ^ np.uint32(_rotate(np.uint32(k * _C1), 15) * _C2))
-    return _finish(np.uint32(h ^ np.uint32(stop - start)))
+    return _finish(np.uint32(h ^ np.uint32(n)))
 
 
 @jit
@@ -72,13 +67,11 @@ def hash_strings(offsets, data, valid, valid_offset, seed, missing, out):
     out : ndarray of uint32, shape (n,)
         Takes the hashes.
     """
-    end = offsets[len(out)] if len(out) else 0
-    bytes_ = carray(pointer(data), (end,), np.uint8)
     for i in range(len(out)):
         if valid != 0 and bit(valid, valid_offset + i) == 0:
             out[i] = missing
         else:
-            out[i] = murmur(bytes_, offsets[i], offsets[i + 1], seed)
+            out[i] = murmur(data + offsets[i], offsets[i + 1] - offsets[i], seed)
 
 
 @kernel
@@ -175,7 +168,7 @@ def _words(data, start, stop, lower, seed, scratch, out, place, write):
         if not letter:
             if n > 0:
                 if write:
-                    h = murmur(scratch, 0, n, seed)
+                    h = murmur(scratch.ctypes.data, n, seed)
                     out[place] = h
                     if words > 0:
                         out[place + 1] = combine(before, h)
@@ -227,3 +220,13 @@ def write_texts(tokens, ends, n, cell, out):
         out[i, cell + 1] = np.uint32(address >> np.uint64(32))
         out[i, cell + 2] = np.uint32(ends[i] - first)
         first = ends[i]
+
+
+@kernel
+def move_texts(cells, cell, distance):
+    """Add a distance to the place (an address, or one in a file) that two cells of each row hold for a text."""
+    for i in range(len(cells)):
+        place = np.int64(cells[i, cell]) | (np.int64(cells[i, cell + 1]) << 32)
+        place += distance
+        cells[i, cell] = np.uint32(place & 0xFFFFFFFF)
+        cells[i, cell + 1] = np.uint32(place >> 32)

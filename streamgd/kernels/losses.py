@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .intrinsics import float_from_bits, jit
+from .intrinsics import float_from_bits, fma, strict
 
 LOG_LOSS, SQUARED_ERROR, HINGE, SQUARED_HINGE, MODIFIED_HUBER, PERCEPTRON = range(6)
 HUBER, EPSILON_INSENSITIVE, QUANTILE, POISSON = range(6, 10)
@@ -22,16 +22,16 @@ _LARGEST_EXPONENT = np.float32(87)
 
 def _exp_single(x):
     x = max(x, np.float32(-87.0))
-    k = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
-    f = x - k * np.float32(0.693359375)
-    f = f - k * np.float32(-2.12194440e-4)
+    k = np.floor(fma(x, np.float32(1.44269504), np.float32(0.5)))
+    f = fma(k, np.float32(-0.693359375), x)
+    f = fma(k, np.float32(2.12194440e-4), f)
     p = np.float32(1.9875691500e-4)
-    p = p * f + np.float32(1.3981999507e-3)
-    p = p * f + np.float32(8.3334519073e-3)
-    p = p * f + np.float32(4.1665795894e-2)
-    p = p * f + np.float32(1.6666665459e-1)
-    p = p * f + np.float32(5.0000001201e-1)
-    p = p * f * f + f + np.float32(1)
+    p = fma(p, f, np.float32(1.3981999507e-3))
+    p = fma(p, f, np.float32(8.3334519073e-3))
+    p = fma(p, f, np.float32(4.1665795894e-2))
+    p = fma(p, f, np.float32(1.6666665459e-1))
+    p = fma(p, f, np.float32(5.0000001201e-1))
+    p = fma(p, f * f, f) + np.float32(1)
     return p * float_from_bits((np.int32(k) + np.int32(127)) << np.int32(23))
 
 
@@ -39,14 +39,14 @@ def _log1p_single(u):
     s = u / (np.float32(2) + u)
     q = s * s
     p = np.float32(1 / 17)
-    p = p * q + np.float32(1 / 15)
-    p = p * q + np.float32(1 / 13)
-    p = p * q + np.float32(1 / 11)
-    p = p * q + np.float32(1 / 9)
-    p = p * q + np.float32(1 / 7)
-    p = p * q + np.float32(1 / 5)
-    p = p * q + np.float32(1 / 3)
-    p = p * q + np.float32(1)
+    p = fma(p, q, np.float32(1 / 15))
+    p = fma(p, q, np.float32(1 / 13))
+    p = fma(p, q, np.float32(1 / 11))
+    p = fma(p, q, np.float32(1 / 9))
+    p = fma(p, q, np.float32(1 / 7))
+    p = fma(p, q, np.float32(1 / 5))
+    p = fma(p, q, np.float32(1 / 3))
+    p = fma(p, q, np.float32(1))
     return np.float32(2) * s * p
 
 
@@ -70,7 +70,7 @@ def _log1p_unit(u):
     return _log1p_single if u == types.float32 else lambda u: np.log1p(u)
 
 
-@jit
+@strict
 def log_loss(z, y, n, args, value, derivative):
     """log(1 + exp(z)) - y z and sigmoid(z) - y for y in {0, 1}, both from exp(-|z|), which cannot overflow."""
     for i in range(n):
@@ -81,7 +81,7 @@ def log_loss(z, y, n, args, value, derivative):
         value[i] = log1p_unit(u) + max((_ONE - _TWO * y[i]) * z[i], _ZERO)
 
 
-@jit
+@strict
 def squared_error(z, y, n, args, value, derivative):
     """(z - y)^2 / 2 and z - y."""
     for i in range(n):
@@ -90,7 +90,7 @@ def squared_error(z, y, n, args, value, derivative):
         value[i] = _HALF * r * r
 
 
-@jit
+@strict
 def hinge(z, y, n, args, value, derivative):
     """max(0, 1 - s z)."""
     for i in range(n):
@@ -100,7 +100,7 @@ def hinge(z, y, n, args, value, derivative):
         derivative[i] = _ZERO if gap < 0 else -s  # also where it is NaN, so that a NaN goes on
 
 
-@jit
+@strict
 def squared_hinge(z, y, n, args, value, derivative):
     """max(0, 1 - s z)^2."""
     for i in range(n):
@@ -110,7 +110,7 @@ def squared_hinge(z, y, n, args, value, derivative):
         derivative[i] = -_TWO * s * gap
 
 
-@jit
+@strict
 def modified_huber(z, y, n, args, value, derivative):
     """max(0, 1 - s z)^2, from s z = -1 down continued by a straight line."""
     for i in range(n):
@@ -121,7 +121,7 @@ def modified_huber(z, y, n, args, value, derivative):
         derivative[i] = -_TWO * s * bounded
 
 
-@jit
+@strict
 def perceptron(z, y, n, args, value, derivative):
     """max(0, -s z)."""
     for i in range(n):
@@ -130,7 +130,7 @@ def perceptron(z, y, n, args, value, derivative):
         derivative[i] = _ZERO if s * z[i] > 0 else -s
 
 
-@jit
+@strict
 def huber(z, y, n, args, value, derivative):
     """Half the squared error, from a distance of epsilon on continued by a straight line."""
     epsilon = np.float32(args[0])
@@ -141,7 +141,7 @@ def huber(z, y, n, args, value, derivative):
         derivative[i] = bounded
 
 
-@jit
+@strict
 def epsilon_insensitive(z, y, n, args, value, derivative):
     """max(0, |z - y| - epsilon)."""
     epsilon = np.float32(args[0])
@@ -151,7 +151,7 @@ def epsilon_insensitive(z, y, n, args, value, derivative):
         derivative[i] = _ZERO if abs(r) <= epsilon else (_ONE if r > 0 else -_ONE)
 
 
-@jit
+@strict
 def quantile(z, y, n, args, value, derivative):
     """(1 - q)(z - y) above the target, q (y - z) below: smallest in the mean where z is the q-th quantile of y."""
     q = np.float32(args[0])
@@ -162,7 +162,7 @@ def quantile(z, y, n, args, value, derivative):
         derivative[i] = slope
 
 
-@jit
+@strict
 def poisson(z, y, n, args, value, derivative):
     """exp(z) - y z and exp(z) - y, as if z were 87 where it is more: finite, so that a weight of 0 leaves 0."""
     for i in range(n):
@@ -173,7 +173,7 @@ def poisson(z, y, n, args, value, derivative):
         derivative[i] = rate - y[i]
 
 
-@jit
+@strict
 def evaluate(loss, rare, args, z, y, n, value, derivative):
     """Values and derivatives of the loss with the given code for n rows; ``rare`` is None for those of `COMMON`."""
     if rare is None:
@@ -185,7 +185,7 @@ def evaluate(loss, rare, args, z, y, n, value, derivative):
         _evaluate_any(loss, args, z, y, n, value, derivative)
 
 
-@jit
+@strict
 def _evaluate_any(loss, args, z, y, n, value, derivative):
     if loss == LOG_LOSS:
         log_loss(z, y, n, args, value, derivative)
@@ -209,23 +209,30 @@ def _evaluate_any(loss, args, z, y, n, value, derivative):
         poisson(z, y, n, args, value, derivative)
 
 
-@jit
-def softmax(z, y, n, n_classes, value, derivative):
+@strict
+def softmax(z, y, n, value, total, derivative):
     """Log loss of several classes, and probabilities less 1 for the class of the row.
 
-    ``z`` and ``derivative`` are float32[n, c], of which the first ``n_classes`` columns count.
+    ``z`` and ``derivative`` are [classes, >= n] and ``total`` is room for n numbers. Loops over rows are the inner
+    ones, so that they become vector code.
     """
     for i in range(n):
-        largest = z[i, 0]
-        for c in range(1, n_classes):
-            largest = max(largest, z[i, c])
-        total = _ZERO
-        for c in range(n_classes):
-            derivative[i, c] = exp_negative(z[i, c] - largest)
-            total += derivative[i, c]
-        inverse = _ONE / total
-        for c in range(n_classes):
-            derivative[i, c] *= inverse
+        value[i] = z[0, i]
+        total[i] = 0
+    for c in range(1, len(z)):
+        for i in range(n):
+            value[i] = max(value[i], z[c, i])
+    for c in range(len(z)):
+        for i in range(n):
+            derivative[c, i] = exp_negative(z[c, i] - value[i])
+            total[i] += derivative[c, i]
+    for i in range(n):
+        value[i] += np.log(total[i])
+        total[i] = 1 / total[i]
+    for c in range(len(z)):
+        for i in range(n):
+            derivative[c, i] *= total[i]
+    for i in range(n):
         truth = np.int64(y[i])
-        value[i] = np.log(total) + largest - z[i, truth]
-        derivative[i, truth] -= _ONE
+        derivative[truth, i] -= _ONE
+        value[i] -= z[truth, i]

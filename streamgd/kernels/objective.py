@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import kernel
+from .intrinsics import kernel, uint32_at
 from .losses import evaluate, softmax
 from .tables import hashes_of
 
@@ -35,9 +35,8 @@ def add_objective(
 ):
     """Add the losses of the first n rows and their gradient."""
     c_all, p = weights.shape
-    z, r = np.empty((TILE, c_all)), np.empty((TILE, c_all))
-    z_one, r_one = z.reshape(TILE * c_all), r.reshape(TILE * c_all)
-    y, value = np.empty(TILE), np.empty(TILE)
+    z, r = np.empty((c_all, TILE)), np.empty((c_all, TILE))
+    y, value, room = np.empty(TILE), np.empty(TILE), np.empty(TILE)
     for first in range(0, n, TILE):
         size = min(TILE, n - first)
         for i in range(size):
@@ -47,43 +46,43 @@ def add_objective(
                 total = 0.0
                 for j in range(p):
                     total += np.float64(row[j]) * weights[c, j]
-                z[i, c] = total + intercepts[c]
+                z[c, i] = total + intercepts[c]
             if table is not None:
                 mask = np.uint32(len(table) - 1)
                 for part in range(1 + at.n_text):
-                    hashes = hashes_of(cells, first + i, at, part)
-                    plain = at.n_index - at.n_scaled if part == 0 else len(hashes)
-                    for k in range(len(hashes)):
-                        slot = np.int64(hashes[k] & mask)
+                    hashes, words = hashes_of(cells.ctypes.data, (first + i) * cells.shape[1] * 4, at, part)
+                    plain = words - at.n_scaled if part == 0 else words
+                    for k in range(words):
+                        slot = np.int64(uint32_at(hashes, k) & mask)
                         used[slot] = True
                         x = 1.0
                         if k >= plain:
                             x = np.float64(row[np.int64(factor[0, k - plain])]) * factor[1, k - plain]
                         for c in range(c_all):
-                            z[i, c] += x * table[slot, c]
+                            z[c, i] += x * table[slot, c]
         if outputs is None:
-            evaluate(loss, rare, loss_args, z_one, y, size, value, r_one)
+            evaluate(loss, rare, loss_args, z[0], y, size, value, r[0])
         else:
-            softmax(z, y, size, c_all, value, r)
+            softmax(z, y, size, value, room, r)
         for i in range(size):
             row = rows[first + i]
             weight = np.float64(row[at.w]) if at.w >= 0 else 1.0
             totals[0] += weight * value[i]
             totals[1] += weight
             for c in range(c_all):
-                d = weight * r[i, c]
+                d = weight * r[c, i]
                 for j in range(p):
                     gradient[c, j] += d * np.float64(row[j])
                 gradient[c, p] += d
-                r[i, c] = d
+                r[c, i] = d
             if table is not None:
                 mask = np.uint32(len(table) - 1)
                 for part in range(1 + at.n_text):
-                    hashes = hashes_of(cells, first + i, at, part)
-                    plain = at.n_index - at.n_scaled if part == 0 else len(hashes)
-                    for k in range(len(hashes)):
+                    hashes, words = hashes_of(cells.ctypes.data, (first + i) * cells.shape[1] * 4, at, part)
+                    plain = words - at.n_scaled if part == 0 else words
+                    for k in range(words):
                         x = 1.0
                         if k >= plain:
                             x = np.float64(row[np.int64(factor[0, k - plain])]) * factor[1, k - plain]
                         for c in range(c_all):
-                            table_gradient[np.int64(hashes[k] & mask), c] += x * r[i, c]
+                            table_gradient[np.int64(uint32_at(hashes, k) & mask), c] += x * r[c, i]

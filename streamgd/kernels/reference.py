@@ -226,6 +226,7 @@ def drain(
     last: bool,
     at: Any,
     problem: Any,
+    settings: None,
     outputs: int | None,
     inverse_scale: Floats,
     spread: Floats,
@@ -238,8 +239,9 @@ def drain(
     touched: Any,
     counters: NDArray[np.int64],
     totals: Floats,
-) -> int:
-    """Train on rows ``order[start:stop]``; return -1, or the number of the step that made a weight infinite or NaN."""
+    failed: NDArray[np.int64],
+) -> None:
+    """Train one model on rows ``order[start:stop]``."""
     p = params.shape[1] - 1
     hashed = None if table is None else Table(table, marks, problem, len(params))
     while start < stop or (last and counters[CARRIED]):
@@ -261,8 +263,8 @@ def drain(
             derivative = derivative[:, np.newaxis]
         else:
             value, derivative = softmax(z, y)
-        totals[LOSS] += w @ value
-        totals[WEIGHT] += w.sum()
+        totals[0, LOSS] += w @ value
+        totals[0, WEIGHT] += w.sum()
         derivative = derivative * w[:, np.newaxis]
         carry[:, :p] += derivative.T @ X
         carry[:, p] += derivative.sum(axis=0)
@@ -274,10 +276,10 @@ def drain(
         start = end
         ended = counters[CARRIED] == problem.batch_size or (last and start == stop)
         if ended and not _finish(problem, inverse_scale, spread, params, slots, carry, hashed, counters):
-            return int(counters[STEP])
+            failed[0] = counters[STEP]
+            return
     if hashed is not None:
         counters[TOUCHED] = len(hashed.touched(int(counters[STEP])))
-    return -1
 
 
 def _finish(

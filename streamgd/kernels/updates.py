@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import jit
+from .intrinsics import strict
 
 SGD, MOMENTUM, NESTEROV, ADAGRAD, RMSPROP, ADAM, FTRL = range(7)
 CONSTANT, INVSCALING, OPTIMAL, COSINE, STEPS = range(5)
@@ -23,7 +23,7 @@ BETA_1, BETA_2, EPSILON = 0, 1, 2
 ETA0, SHAPE, SPAN, WARMUP = 0, 1, 2, 3
 
 
-@jit
+@strict
 def learning_rate(schedule, args, step):
     """Learning rate of a step (0, 1, ...).
 
@@ -42,7 +42,7 @@ def learning_rate(schedule, args, step):
     return eta * min(1.0, (step + 1.0) / (args[WARMUP] + 1.0))
 
 
-@jit
+@strict
 def rate(problem, eta, step, a, b):
     """How far a weight moves for a unit of lasting gradient; ``a``, ``b`` are its state after ``step`` steps (>= 1)."""
     if problem.optimizer in (ADAGRAD, RMSPROP):
@@ -58,13 +58,13 @@ def rate(problem, eta, step, a, b):
     return eta
 
 
-@jit
+@strict
 def shrink(w, pull, l1, l2):
     """Proximal step of ``l1 |w| + l2 w^2 / 2`` of length ``pull``."""
     return np.copysign(max(abs(w) - pull * l1, 0.0), w) / (1.0 + pull * l2)
 
 
-@jit
+@strict
 def ftrl_weight(problem, eta, steps, l1, l2, a, b):
     """Weight of FTRL-Proximal (McMahan et al. 2013) after so many steps, each of which adds the penalty once.
 
@@ -75,7 +75,7 @@ def ftrl_weight(problem, eta, steps, l1, l2, a, b):
     return -(a - np.copysign(l1 * steps, a)) / ((problem.optimizer_args[EPSILON] + np.sqrt(b)) / eta + l2 * steps)
 
 
-@jit
+@strict
 def rebased(problem, before, eta, w, a, b):
     """FTRL-Proximal's ``a`` with which a weight stays as it is when the rate goes from ``before`` to ``eta``.
 
@@ -85,7 +85,7 @@ def rebased(problem, before, eta, w, a, b):
     return a - (problem.optimizer_args[EPSILON] + np.sqrt(b)) * (1.0 / eta - 1.0 / before) * w
 
 
-@jit
+@strict
 def settled(problem, eta, step, l1, l2, elapsed, w, a, b):
     """A weight after the last ``elapsed`` of ``step`` steps, in which only the penalty pulled it."""
     if elapsed <= 0 or (l1 == 0.0 and l2 == 0.0):
@@ -95,7 +95,7 @@ def settled(problem, eta, step, l1, l2, elapsed, w, a, b):
     return shrink(w, rate(problem, eta, step, a, b) * elapsed, l1, l2)
 
 
-@jit
+@strict
 def advance(problem, eta, step, g, w, a, b):
     """One step along a gradient, without penalty: the weight and its state."""
     if problem.optimizer == SGD:
@@ -108,7 +108,7 @@ def advance(problem, eta, step, g, w, a, b):
     return w, a, b
 
 
-@jit
+@strict
 def _advance_rare(problem, eta, step, g, w, a, b):
     if problem.optimizer == MOMENTUM:
         a = problem.optimizer_args[BETA_1] * a + g
@@ -136,7 +136,7 @@ def _advance_rare(problem, eta, step, g, w, a, b):
     return w, a, b
 
 
-@jit
+@strict
 def update(problem, before, eta, step, spread, gradient, params, slots):
     """One step of dense weights, of which the last is the intercept; ``before`` is the rate of the step before.
 

@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from .drain import Problem, drain
+from .drain import drain
 from .hashing import hash_strings, hash_words, write_indices, write_pairs, write_texts
 from .layout import encode_columns
 from .moments import add_moments
+from .problem import Problem
 from .shuffle import permutation
 from .tables import average_table
 
 
-def warm_up(at: Any, hashed: bool) -> None:
+def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
     """Call the kernels on a row of nothing; some seconds the first time on a machine, a fifth of one later.
 
     Parameters
@@ -23,6 +24,8 @@ def warm_up(at: Any, hashed: bool) -> None:
         Any layout of rows (`streamgd.features.Cells`).
     hashed : bool
         Whether features are hashed.
+    models : int
+        Number of models side by side.
     """
     rows, order, none = np.zeros((1, at.width), np.float32), np.zeros(1, np.uint32), np.zeros(0, np.int64)
     cells, nothing = rows.view(np.uint32), np.zeros(0, np.uint32)
@@ -30,9 +33,9 @@ def warm_up(at: Any, hashed: bool) -> None:
     add_moments(rows, 0, -1, np.zeros((5, 1)))
     permutation(np.uint64(0), order)
     problem = Problem(None, 0, (0.0,) * 2, 0, (0.0,) * 3, 0, 0, (0.0,) * 4, 0.0, 0.0, 0.0, True, 1)
-    table = np.zeros((1, 4), np.float32) if hashed else None
+    table = np.zeros((1, -(-(2 * models + 1) // 4) * 4), np.float32) if hashed else None
     marks = None if table is None else table.view(np.int32)
-    params, counters = np.zeros((1, 2)), np.zeros(4, np.int64)
+    params, counters = np.zeros((models, 2)), np.zeros(4, np.int64)
     slots = np.zeros((2, *params.shape))
     drain(
         rows,
@@ -43,7 +46,8 @@ def warm_up(at: Any, hashed: bool) -> None:
         False,
         at,
         problem,
-        None,
+        None if models == 1 else np.array([problem.settings()] * models),
+        None if models == 1 else models,
         np.ones(1),
         np.ones(2),
         np.zeros((2, 0)),
@@ -54,7 +58,8 @@ def warm_up(at: Any, hashed: bool) -> None:
         marks,
         none,
         counters,
-        np.zeros(2),
+        np.zeros((models, 2)),
+        np.full(models, -1, np.int64),
     )
     if hashed:
         strings = none[:0], 0, 0, 0, np.uint32(0), np.uint32(0)
@@ -63,4 +68,4 @@ def warm_up(at: Any, hashed: bool) -> None:
         write_indices(none, none, none, none, nothing, 0, 0, cells)
         write_pairs(none, none, nothing, 0, 0, cells)
         write_texts(0, none, 0, 0, cells)
-        average_table(problem, table, marks, counters, 1, 1.0, np.zeros((1, 1), np.float32))
+        average_table(problem, table, marks, counters, 1, 0, 1.0, np.zeros((1, 1), np.float32))

@@ -49,7 +49,7 @@ def plans(draw: st.DrawFn) -> Callable[[], Plan]:
     total = int(rows.sum())
     window_rows = draw(st.integers(max(1, total // 50), 2 * total) | st.integers(max(1, total // 9), -(-total // 2)))
     columns = draw(st.sampled_from([1, 30, 10**9]))  # so many columns that nothing is cut
-    return partial(Plan, rows, window_rows, n_columns=columns, seed=draw(seeds), shuffle=draw(st.booleans()))
+    return partial(Plan, rows, window_rows, row_cost=columns, seed=draw(seeds), shuffle=draw(st.booleans()))
 
 
 def epoch_of(plan: Plan, epoch: int) -> list[list[Run]]:
@@ -64,7 +64,7 @@ def test_the_windows_of_an_epoch_hold_every_row_once(rows, data):
     plan = Plan(
         rows,
         window_rows,
-        n_columns=data.draw(st.sampled_from([1, 10**9])),
+        row_cost=data.draw(st.sampled_from([1, 10**9])),
         seed=data.draw(seeds),
         shuffle=data.draw(st.booleans()),
     )
@@ -122,7 +122,7 @@ def test_without_shuffling_rows_come_as_they_lie(rows, window_rows, epoch, seed)
 def test_large_row_groups_that_are_not_cut_are_read_from_start_to_end(rows, seed, data):
     """So a reader can be kept from one window to the next, and no row is decoded twice."""
     window_rows = data.draw(st.integers(int(rows.sum()) // 40 + 1, int(rows.sum())))
-    plan = Plan(rows, window_rows, n_columns=10**12, seed=seed)
+    plan = Plan(rows, window_rows, row_cost=10**12, seed=seed)
     assert not plan.scattered
     done: dict[int, int] = {}
     for runs in epoch_of(plan, 3):
@@ -138,7 +138,7 @@ def test_large_row_groups_that_are_not_cut_are_read_from_start_to_end(rows, seed
 @given(rows=row_groups, seed=seeds, share=st.floats(0.03, 0.9), columns=st.integers(1, 5000))
 def test_row_groups_are_cut_only_if_reading_out_of_order_costs_little(rows, seed, share, columns):
     """What is decoded beyond the epoch's own values stays within twice the bound, which is on the expectation."""
-    plan = Plan(rows, max(1, int(rows.sum() * share)), n_columns=columns, seed=seed)
+    plan = Plan(rows, max(1, int(rows.sum() * share)), row_cost=columns, seed=seed)
     if not plan.scattered:
         return
     decoded = sum(run.spans[-1][1] for runs in epoch_of(plan, 0) for run in runs)
@@ -152,8 +152,8 @@ def test_what_is_cut_and_what_is_not():
     assert not Plan(one, 1_000_000).scattered  # one window holds everything
     assert not Plan(np.full(100, 10_000), 100_000).scattered  # a window holds ten row groups
     assert not Plan(np.full(20, 50_000_000), 100_000_000).scattered  # too much to decode again
-    assert Plan(np.full(10, 100_000), 100_000, n_columns=30).scattered
-    assert not Plan(np.full(10, 100_000), 100_000, n_columns=3000).scattered
+    assert Plan(np.full(10, 100_000), 100_000, row_cost=30).scattered
+    assert not Plan(np.full(10, 100_000), 100_000, row_cost=3000).scattered
 
 
 @settings(deadline=None, max_examples=40)
@@ -163,7 +163,7 @@ def test_what_is_cut_and_what_is_not():
 def test_every_window_spans_the_data_from_end_to_end(groups, size, windows, seed, epoch):
     """Of each `windows` neighbours it has one, so that sorted rows are dealt out evenly."""
     groups -= groups % windows
-    plan = Plan(np.full(groups, size), groups * size // windows, n_columns=10**12, seed=seed)
+    plan = Plan(np.full(groups, size), groups * size // windows, row_cost=10**12, seed=seed)
     assert plan.n_windows == windows
     for runs in epoch_of(plan, epoch):
         assert [run.row_group // windows for run in runs] == list(range(groups // windows))
@@ -181,7 +181,7 @@ def test_a_window_resembles_sorted_data_also_in_few_row_groups():
 
 def test_row_groups_go_to_every_window_alike():
     """Over many epochs, each row group is in each window as often as in any other, within 5 standard errors."""
-    plan = Plan(np.full(23, 10), 46, n_columns=10**12, seed=0)
+    plan = Plan(np.full(23, 10), 46, row_cost=10**12, seed=0)
     counts = np.zeros((23, plan.n_windows))
     epochs = 1500
     for epoch in range(epochs):
@@ -207,7 +207,7 @@ def test_the_order_of_a_window_is_uniform():
 def test_orders_differ_between_epochs_windows_and_seeds(columns):
     """And not as `seed + epoch` would have it, where epoch 1 of seed 0 is epoch 0 of seed 1."""
     rows = np.full(40, 100)
-    plans = [Plan(rows, 400, n_columns=columns, seed=seed) for seed in range(4)]
+    plans = [Plan(rows, 400, row_cost=columns, seed=seed) for seed in range(4)]
     orders = [str(epoch_of(plan, epoch)) for plan in plans for epoch in range(4)]
     assert len(set(orders)) == 16
     inside = [plan.row_order(epoch, index, 400).tobytes() for plan in plans for epoch in range(4) for index in range(4)]
@@ -231,7 +231,7 @@ def test_a_golden_order():
     """
     assert int(random_seed(1, 2, 3)) == GOLDEN_SEED
     assert random_order(8, 1, 2, 3).tolist() == GOLDEN_ORDER
-    whole = Plan(np.array([3, 5, 0, 4, 2, 6]), 7, n_columns=10**9, seed=1)
+    whole = Plan(np.array([3, 5, 0, 4, 2, 6]), 7, row_cost=10**9, seed=1)
     assert [[(run.row_group, *run.spans) for run in runs] for runs in epoch_of(whole, 2)] == GOLDEN_WHOLE
     cut = Plan(np.array([5, 7]), 4, seed=1)
     assert cut.scattered

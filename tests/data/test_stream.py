@@ -265,7 +265,7 @@ def test_data_that_fit_one_window_are_read_once():
         sgst.write_shards(directory, table_of(100), [[50, 20], [30]])
         source = CountingSource(directory)
         encoder = Encoder(FeatureSpec.raw([Column("row", "number")]))
-        windows = WindowStream(source, encoder, Plan(source.manifest.rows, 100), stop_epoch=4)
+        windows = WindowStream(source, encoder, Plan(source.manifest.rows, 100), stop=Position(4))
         orders = [window.rows[window.order, 0].tolist() for window in windows]
         assert len(orders) == 4 and len({str(order) for order in orders}) == 4
         assert all(sorted(order) == list(range(100)) for order in orders)
@@ -280,7 +280,7 @@ def test_windows_tell_their_place_and_what_was_left_out(window_rows):
     plan = Plan(source.manifest.rows, window_rows)
     times = Times()
     stream = WindowStream(
-        source, encoder, plan, n_jobs=2, start=Position(1, plan.n_windows - 1), stop_epoch=3, times=times
+        source, encoder, plan, n_jobs=2, start=Position(1, plan.n_windows - 1), stop=Position(3), times=times
     )
     windows = [(w.epoch, w.index, w.last, len(w.order) + w.skipped, w.skipped) for w in stream]
     n = plan.n_windows

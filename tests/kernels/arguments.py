@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamgd.kernels.drain import Problem
+from streamgd.kernels.problem import Problem
 from streamgd.losses import LOSSES, Loss
 from streamgd.optimizers import EPSILON_PLACE, OPTIMIZERS, PLACES, Optimizer
 from streamgd.schedules import SCHEDULES, Schedule

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgd.features import Layout
-from streamgd.kernels import drain as kernels
+from streamgd.kernels import problem as kernels
 from streamgd.kernels import reference, reference_losses
 from streamgd.kernels.drain import CARRIED, LOSS, ROWS, STEP, TILE, TILE_CELLS, WEIGHT, drain, predict
 from streamgd.kernels.gradients import OUTPUTS
@@ -44,6 +44,7 @@ class State(NamedTuple):
     touched: np.ndarray
     counters: np.ndarray
     totals: np.ndarray
+    failed: np.ndarray
 
     def copy(self):
         return State(*(None if array is None else array.copy() for array in self))
@@ -124,13 +125,14 @@ class Problem:
             table=np.zeros((1 << self.bits, cells), np.float32) if self.bits else None,
             touched=np.zeros(self.listed, np.int64),
             counters=np.zeros(4, np.int64),
-            totals=np.zeros(2),
+            totals=np.zeros((1, 2)),
+            failed=np.full(1, -1),
         )
         if rng is not None:
             state.params[:] = rng.normal(size=(c, p + 1)) / np.sqrt(p)
             state.slots[:] = rng.uniform(0.5, 2, state.slots.shape)
             state.counters[STEP], state.counters[ROWS] = rng.integers(0, 9), rng.integers(0, 99)
-            state.totals[:] = rng.uniform(0, 9, 2)
+            state.totals[:] = rng.uniform(0, 9, (1, 2))
             if state.table is not None:
                 state.table[:, : (1 + self.optimizer.slots) * c] = rng.uniform(
                     0.1, 0.5, (len(state.table), (1 + self.optimizer.slots) * c)
@@ -140,10 +142,10 @@ class Problem:
                 state.table[unseen] = 0
         return state
 
-    def run(self, state, start=0, stop=None, last=False, *, kernel=drain):
+    def run(self, state, start=0, stop=None, last=False, *, kernel=drain, side_by_side=None):
         stop = self.n if stop is None else stop
         table = state.table
-        return kernel(
+        kernel(
             self.rows,
             None if table is None else self.rows.view(np.uint32),
             self.order,
@@ -152,7 +154,8 @@ class Problem:
             last,
             self.layout.cells,
             self.kernel,
-            None if self.outputs == 1 else self.outputs,
+            side_by_side,
+            None if len(state.params) == 1 else len(state.params),
             1 / self.scale,
             np.append(np.ones(self.layout.n_features), 0.0),
             self.factor,
@@ -164,7 +167,9 @@ class Problem:
             state.touched,
             state.counters,
             state.totals,
+            state.failed,
         )
+        return state.failed[0]
 
 
 def make_rows(rng, n, p, loss, *, weighted=False, spare=0, scale=1.0):
@@ -324,6 +329,59 @@ def test_a_cut_between_tiles_changes_no_bit(problem, seed, data):
     assert pieces.bits() == whole.bits()
 
 
+def together(problem, variants, states):
+    """The states of variants of a problem as one, as it is when they are trained side by side."""
+    c, k = problem.outputs, len(variants)
+    shared = states[0]
+    table = None
+    if shared.table is not None:
+        kinds = 2 + problem.optimizer.slots
+        table = np.zeros((len(shared.table), -(-(kinds * c * k + 1) // 4) * 4), np.float32)
+        for kind in range(kinds):
+            for i, state in enumerate(states):
+                table[:, (kind * k + i) * c : (kind * k + i + 1) * c] = state.table[:, kind * c : (kind + 1) * c]
+        table.view(np.int32)[:, -1] = shared.table.view(np.int32)[:, -1]
+    return State(
+        params=np.concatenate([state.params for state in states]),
+        slots=np.concatenate([state.slots for state in states], axis=1),
+        carry=np.concatenate([state.carry for state in states]),
+        table=table,
+        touched=shared.touched.copy(),
+        counters=shared.counters.copy(),
+        totals=np.concatenate([state.totals for state in states]),
+        failed=np.concatenate([state.failed for state in states]),
+    )
+
+
+@settings(deadline=None, max_examples=120)
+@given(problem=problems(), seed=seeds, k=st.integers(2, 9), last=st.booleans(), data=st.data())
+def test_models_side_by_side_get_the_bits_that_each_gets_alone(problem, seed, k, last, data):
+    rng = np.random.default_rng(seed)
+    variants = [
+        replace(
+            problem,
+            eta0=problem.eta0 * rng.uniform(0.1, 1.0),
+            alpha=float(rng.choice([0.0, problem.alpha, 0.01])),
+            l1=float(rng.choice([0.0, problem.l1])),
+            clip_norm=float(rng.choice([0.0, problem.clip_norm])),
+        )
+        for _ in range(k)
+    ]
+    start = problem.start(rng)
+    alone = [start.copy() for _ in variants]
+    for i, state in enumerate(alone):
+        state.params[:] += i
+    found = together(problem, variants, alone)
+    settings_of = np.array([variant.kernel.settings() for variant in variants])
+    for first, stop in pairwise([0, *cuts_of(data.draw, problem.n), problem.n]):
+        ends = last and stop == problem.n
+        for variant, state in zip(variants, alone, strict=True):
+            variant.run(state, first, stop, ends)
+        problem.run(found, first, stop, ends, side_by_side=settings_of)
+    expected = together(problem, variants, alone)
+    assert found.bits() == expected.bits()
+
+
 @settings(deadline=None, max_examples=100)
 @given(problem=problems(), seed=seeds, data=st.data())
 def test_a_cut_anywhere_changes_rounding_at_most(problem, seed, data):
@@ -434,7 +492,7 @@ def test_whole_weights_are_rows_that_come_again(loss, optimizer):
         weighted.run(one, last=True)
         repeated.run(other, last=True)
     np.testing.assert_allclose(one.params, other.params, rtol=1e-4, atol=1e-5)
-    means = [state.totals[LOSS] / state.totals[WEIGHT] for state in (one, other)]
+    means = [state.totals[0, LOSS] / state.totals[0, WEIGHT] for state in (one, other)]
     assert means[0] == pytest.approx(means[1], rel=1e-5)
 
 
@@ -452,8 +510,8 @@ def test_totals_are_losses_before_learning(loss):
         y, args = batch[:, layout.y_cell], loss_args(loss)
         total += batch[:, layout.w_cell] @ reference_losses.LOSSES[loss.code](z, y, args)[0]
         problem.run(state, start, start + 30)
-    assert state.totals[LOSS] == pytest.approx(total, rel=1e-5)
-    assert state.totals[WEIGHT] == pytest.approx(rows[:, layout.w_cell].sum(dtype=np.float64), rel=1e-12)
+    assert state.totals[0, LOSS] == pytest.approx(total, rel=1e-5)
+    assert state.totals[0, WEIGHT] == pytest.approx(rows[:, layout.w_cell].sum(dtype=np.float64), rel=1e-12)
 
 
 @settings(deadline=None, max_examples=50)
@@ -494,7 +552,7 @@ def test_averages_are_of_weights_that_the_penalty_has_settled(problem, seed, sha
     before = rng.normal(size=(len(state.table), problem.outputs)).astype(np.float32)
     found = before.copy()
     marks = state.table.view(np.int32)
-    average_table(problem.kernel, state.table, marks, state.counters, problem.outputs, share, found)
+    average_table(problem.kernel, state.table, marks, state.counters, problem.outputs, 0, share, found)
     table = reference.Table(state.table.copy(), marks.copy(), problem.kernel, problem.outputs)
     settled = table.settled(np.arange(len(before)), int(state.counters[STEP]))
     expected = np.where(marks[:, -1:] == 0, before, before + share * (settled - before))
@@ -652,7 +710,7 @@ def test_sums_over_many_rows_keep_their_digits(weighted):
     assert state.carry[0, 0] == state.carry[0, 2] == total
     assert state.carry[0, 1] == pytest.approx(total * float(np.float32(0.1)), rel=TILE * 2**-24)
     assert state.counters.tolist() == [0, total, total, 0]
-    assert state.totals.tolist() == [total / 2, total]
+    assert state.totals.tolist() == [[total / 2, total]]
     problem.run(state, 3, 4, last=True)
     np.testing.assert_allclose(state.params[0], [-0.1, -0.01, -0.1], rtol=TILE * 2**-24)
 

@@ -233,19 +233,19 @@ def test_statistical_losses_are_those_of_scikit_learn():
 )
 def test_softmax_is_the_log_loss_of_several_classes(seed, n, c, size):
     rng = np.random.default_rng(seed)
-    z = np.zeros((n, c + 3), np.float32)
-    z[:, :c] = size * rng.normal(size=(n, c))
+    z = np.zeros((c, n + 3), np.float32)
+    z[:, :n] = size * rng.normal(size=(c, n))
     y = rng.integers(0, c, n).astype(np.float32)
-    value, derivative = np.zeros(n, np.float32), np.zeros((n, c + 3), np.float32)
-    softmax(z, y, n, c, value, derivative)
-    logs = scipy.special.log_softmax(z[:, :c].astype(np.float64), axis=1)
+    (value, total), derivative = np.zeros((2, n), np.float32), np.zeros((c, n + 3), np.float32)
+    softmax(z, y, n, value, total, derivative)
+    logs = scipy.special.log_softmax(z[:, :n].T.astype(np.float64), axis=1)
     exact = -logs[np.arange(n), y.astype(int)]
     np.testing.assert_allclose(value, exact, rtol=1e-5, atol=1e-5)
     expected = np.exp(logs)
     expected[np.arange(n), y.astype(int)] -= 1
-    np.testing.assert_allclose(derivative[:, :c], expected, atol=1e-6)
-    assert (derivative[:, c:] == 0).all()
-    twin_value, twin_derivative = reference_losses.softmax(z[:, :c].astype(np.float64), y)
+    np.testing.assert_allclose(derivative[:, :n].T, expected, atol=1e-6)
+    assert (derivative[:, n:] == 0).all()
+    twin_value, twin_derivative = reference_losses.softmax(z[:, :n].T.astype(np.float64), y)
     np.testing.assert_allclose(twin_value, exact, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(twin_derivative, expected, rtol=1e-9, atol=1e-12)
 

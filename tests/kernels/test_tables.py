@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from streamgd.config import Config
 from streamgd.features import Layout
-from streamgd.kernels.drain import STEP, TOUCHED, Problem, drain
+from streamgd.kernels.drain import STEP, TOUCHED, drain
+from streamgd.kernels.problem import Problem
 from streamgd.kernels.tables import average_table
 from streamgd.kernels.updates import learning_rate
 from streamgd.losses import LOSSES
@@ -58,7 +59,7 @@ class Run:
         return cls(Problem(**(numbers | options)), table, np.zeros(4, np.int64), np.zeros(listed, np.int64), outputs)
 
     def learn(self, hashes, y, weights=None):
-        """Take rows with these hashes and targets; return what the kernel says."""
+        """Take rows with these hashes and targets; return the step that failed, or -1."""
         layout = LAYOUT if weights is None else WEIGHTED
         rows = np.zeros((len(hashes), layout.stride), np.float32)
         rows[:, layout.y_cell] = y
@@ -69,15 +70,17 @@ class Run:
         params, slots = np.zeros((self.outputs, 1)), np.zeros((2, self.outputs, 1))
         order = np.arange(len(rows), dtype=np.uint32)
         state = params, slots, params.copy(), self.table, self.table.view(np.int32), self.touched, self.counters
-        return drain(
-            rows, rows.view(np.uint32), order, 0, len(rows), False, layout.cells, self.problem, several,
-            np.zeros(0), np.zeros(1), nothing, *state, np.zeros(2),
+        failed = np.full(1, -1)
+        drain(
+            rows, rows.view(np.uint32), order, 0, len(rows), False, layout.cells, self.problem, None, several,
+            np.zeros(0), np.zeros(1), nothing, *state, np.zeros((1, 2)), failed,
         )  # fmt: skip
+        return failed[0]
 
     def weights(self):
         """Weights as they are read, float32[slots, outputs]."""
         found = np.zeros((SLOTS, self.outputs), np.float32)
-        average_table(self.problem, self.table, self.table.view(np.int32), self.counters, self.outputs, 1.0, found)
+        average_table(self.problem, self.table, self.table.view(np.int32), self.counters, self.outputs, 0, 1.0, found)
         return found
 
     def rate(self, step):
@@ -155,8 +158,8 @@ def test_features_of_every_mini_batch_learn_as_dense_ones_do(optimizer, outputs)
     state = params, slots, carry, None, None, run.touched, np.zeros(4, np.int64)
     several = None if outputs == 1 else outputs
     drain(
-        rows, None, order, 0, n, False, layout.cells, run.problem, several, np.ones(4), spread, np.zeros((2, 0)),
-        *state, np.zeros(2),
+        rows, None, order, 0, n, False, layout.cells, run.problem, None, several, np.ones(4), spread, np.zeros((2, 0)),
+        *state, np.zeros((1, 2)), np.full(1, -1),
     )  # fmt: skip
     assert run.learn(hashes, y) == -1
     assert np.abs(params[:, :4]).max() > 0.01
@@ -223,7 +226,7 @@ def test_weights_enter_an_average_by_their_share_and_slots_never_met_do_not(shar
     run = Run.of(OPTIMIZERS["adagrad"], l2=0.1)
     run.learn([3, 5, 3], [1.0, 2.0, 1.0])
     average = np.full((SLOTS, 1), 4, np.float32)
-    average_table(run.problem, run.table, run.table.view(np.int32), run.counters, 1, share, average)
+    average_table(run.problem, run.table, run.table.view(np.int32), run.counters, 1, 0, share, average)
     expected = np.full((SLOTS, 1), 4.0)
     expected[[3, 5]] += share * (run.weights()[[3, 5]] - 4.0)
     np.testing.assert_allclose(average, expected, rtol=1e-6)

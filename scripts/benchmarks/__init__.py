@@ -1,0 +1,1 @@
+"""What scripts/bench times: data of several shapes, contenders, bars."""

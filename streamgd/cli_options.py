@@ -1,0 +1,211 @@
+"""What the commands share: their options, errors and exit codes, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from .errors import ConfigError, StreamgdError
+
+EXIT_OTHER = 1
+
+
+@contextmanager
+def reporting(as_json: bool) -> Iterator[None]:
+    """Turn errors that a user can meet into one message and an exit code."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            yield
+    except StreamgdError as error:
+        fail(type(error).__name__, str(error), error.exit_code, as_json)
+    except KeyboardInterrupt:
+        fail("Interrupted", "interrupted; nothing was saved.", EXIT_OTHER, as_json)
+    except OSError as error:
+        fail(type(error).__name__, str(error), EXIT_OTHER, as_json)
+
+
+def fail(name: str, message: str, code: int, as_json: bool) -> NoReturn:
+    """Tell an error and end with its exit code."""
+    print(f"error: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": name, "message": message, "exit_code": code}))
+    raise typer.Exit(code)
+
+
+def read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take defaults of the other options from a TOML file."""
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise typer.BadParameter(f"{path} is not TOML: {error}") from error
+    known: dict[str, str] = {}
+    many = {p.name for p in context.command.params if getattr(p, "multiple", False) or p.nargs != 1}
+    for parameter in context.command.params:
+        for name in [parameter.name, *parameter.opts]:
+            if name and parameter.name and parameter.name != "config":
+                known[name.lstrip("-").replace("-", "_")] = parameter.name
+    values = {name.replace("-", "_"): value for name, value in values.items()}
+    if unknown := sorted(set(values) - set(known)):
+        raise typer.BadParameter(f"{path} sets {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
+    values = {known[name]: value for name, value in values.items()}
+    values = {name: [value] if name in many and isinstance(value, str) else value for name, value in values.items()}
+    # Where commas part values on the command line, a list does here.
+    values = {
+        name: ",".join(map(str, value)) if isinstance(value, list) and name not in many else value
+        for name, value in values.items()
+    }
+    context.default_map = {**(context.default_map or {}), **values}
+    return path
+
+
+def columns_of(text: list[str] | None) -> list[str]:
+    """Names between commas."""
+    return [name.strip() for part in text or [] for name in part.split(",") if name.strip()]
+
+
+def batch_rows(text: str) -> int | Literal["auto"] | None:
+    """What ``--batch-size`` says."""
+    if text in ("auto", "all"):
+        return "auto" if text == "auto" else None
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--batch-size is {text!r}; expected a number of rows, 'all' or 'auto'.") from None
+
+
+def class_weights(text: str | None) -> Any:
+    """What ``--class-weight`` says."""
+    if text in (None, "balanced"):
+        return text
+    try:
+        weights = json.loads(text)
+    except ValueError:
+        weights = None
+    if not isinstance(weights, dict):
+        raise ConfigError(f"--class-weight is {text!r}; expected 'balanced' or a JSON object of labels and weights.")
+    return weights
+
+
+Shards = Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Files, directories, globs or URIs.")]
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file that train wrote.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; the log goes to standard error.")]
+Threads = Annotated[int | None, typer.Option(help="Threads; all processors by default. They never change a result.")]
+Limit = Annotated[
+    str | None, typer.Option(help="Bound for the whole process, such as 1GB; a quarter of the memory by default.")
+]
+Drop = Annotated[list[str] | None, typer.Option(metavar="COLS", help="Columns that are not features, with commas.")]
+Target = Annotated[str, typer.Option(metavar="COL", help="Column to predict.")]
+Task = Annotated[str | None, typer.Option(help="classification or regression; by default by the type of the target.")]
+Loss = Annotated[
+    str | None,
+    typer.Option(
+        help="log_loss (the default), hinge, squared_hinge, modified_huber or perceptron; squared_error (the "
+        "default), huber, epsilon_insensitive, quantile or poisson."
+    ),
+]
+Optimizer = Annotated[
+    str | None,
+    typer.Option(
+        help="adagrad (the default), sgd, momentum, nesterov, rmsprop, adam, ftrl (the default with l1); lbfgs "
+        "takes whole passes."
+    ),
+]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the data; 5, and at most 1000 of lbfgs.")]
+Polish = Annotated[int | None, typer.Option(help="Passes of L-BFGS afterwards, at most; 100 for few rows by default.")]
+BatchSize = Annotated[str, typer.Option(help="Rows a step; 'all' is batch gradient descent.")]
+Alpha = Annotated[float | None, typer.Option(help="Factor of the penalty; 1 / (sum of the rows' weights) by default.")]
+Penalty = Annotated[str, typer.Option(help="l2, l1, elasticnet or none.")]
+L1Ratio = Annotated[float | None, typer.Option(help="Share of l1 in elasticnet; 0.15 by default.")]
+Eta0 = Annotated[
+    float | None, typer.Option(help="Initial learning rate for scaled features; by default from the data.")
+]
+LearningRate = Annotated[str | None, typer.Option(help="Schedule: constant, invscaling, optimal, cosine or step.")]
+PowerT = Annotated[float | None, typer.Option(help="Exponent of invscaling; 0.25 by default.")]
+Decay = Annotated[float | None, typer.Option(help="Factor an epoch of step; 0.5 by default.")]
+WarmupSteps = Annotated[int, typer.Option(help="Steps in which the learning rate rises to what it will be.")]
+Momentum = Annotated[float | None, typer.Option(help="For momentum and nesterov; 0.9 by default.")]
+Beta1 = Annotated[float | None, typer.Option("--beta-1", help="For adam; 0.9 by default.")]
+Beta2 = Annotated[float | None, typer.Option("--beta-2", help="For adam and rmsprop; 0.999 and 0.99 by default.")]
+ClipNorm = Annotated[float | None, typer.Option(help="Longest gradient of a mini-batch.")]
+Epsilon = Annotated[
+    float | None,
+    typer.Option(help="Of huber and epsilon_insensitive, in units of the target; 1.35 and 0.1 of its deviation."),
+]
+Quantile = Annotated[float | None, typer.Option(help="Of loss quantile; 0.5 by default.")]
+Average = Annotated[bool | None, typer.Option(help="Whether the model is an average of the weights over training.")]
+FitIntercept = Annotated[bool, typer.Option("--intercept/--no-intercept", help="Whether to fit one.")]
+Standardize = Annotated[bool, typer.Option(help="Whether steps and penalty are of scaled features.")]
+ClassWeight = Annotated[
+    str | None, typer.Option(help="balanced, or a JSON object of labels and weights such as '{\"1\": 5}'.")
+]
+Shuffle = Annotated[bool, typer.Option(help="Whether rows come in a random order.")]
+WindowRows = Annotated[int | None, typer.Option(help="Rows that are shuffled together; by default from the data.")]
+Validation = Annotated[
+    list[str] | None, typer.Option(metavar="SHARDS", help="Shards on which to stop early; may be repeated.")
+]
+EarlyStopping = Annotated[
+    bool, typer.Option("--early-stopping", help="Stop early on held-out row groups if there is no --validation.")
+]
+Categorical = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COLS", help="Integers that are categories, with commas; strings are anyway."),
+]
+Text = Annotated[
+    list[str] | None, typer.Option(metavar="COLS", help="Strings that are texts: words, and pairs of them.")
+]
+Calendar = Annotated[
+    list[str] | None, typer.Option(metavar="COLS", help="Dates and times: month, weekday, hour as categories.")
+]
+Interactions = Annotated[
+    list[str] | None, typer.Option(metavar="PAIRS", help="Pairs of features such as carrier*origin, with commas.")
+]
+MissingIndicator = Annotated[
+    bool, typer.Option("--missing-indicator", help="A 0/1 feature for each number that has gaps.")
+]
+HashBits = Annotated[
+    int | None, typer.Option(help="2^B weights for hashed features; by default from the data, at most 28.")
+]
+Weight = Annotated[str | None, typer.Option(metavar="COL", help="Column of sample weights.")]
+Cache = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|none|DIR",
+        help="Where the first epoch leaves encoded rows for later ones; a directory is kept.",
+    ),
+]
+Partitions = Annotated[
+    int, typer.Option(help="Streams that rows are dealt to, each trained on its own thread between rounds.")
+]
+Seed = Annotated[int, typer.Option(help="Order of the rows; equal seeds give equal weights.")]
+ModelOut = Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write the model.")]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", is_eager=True, callback=read_config, help="TOML file of any of these options."),
+]
+
+
+def print_result(result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], Any]) -> None:
+    """Print a result as JSON or as what ``text`` makes of it."""
+    if as_json:
+        print(json.dumps(result, allow_nan=False))
+        return
+    shown = text(result)
+    if isinstance(shown, str):
+        print(shown)
+        return
+    from rich.console import Console
+
+    Console().print(shown)

@@ -1,0 +1,236 @@
+"""The command that trains many models in one pass."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+
+from . import cli_options as opt
+from .cli_options import batch_rows, class_weights, columns_of, print_result, reporting
+from .errors import ConfigError
+
+Values = Annotated[str | None, typer.Option(metavar="A,B,...", help="One or more values, with commas.")]
+Words = Annotated[str | None, typer.Option(metavar="A,B,...", help="One or more of l2, l1, elasticnet, none.")]
+Halving = Annotated[
+    bool, typer.Option("--halving/--no-halving", help="Drop the worse half at ..., a quarter and half of the rows.")
+]
+
+
+def tune(
+    shards: opt.Shards,
+    target: opt.Target,
+    alpha: Values = None,
+    eta0: Values = None,
+    penalty: Words = None,
+    l1_ratio: Values = None,
+    power_t: Values = None,
+    decay: Values = None,
+    warmup_steps: Values = None,
+    momentum: Values = None,
+    beta_1: Annotated[str | None, typer.Option("--beta-1", metavar="A,B,...", help="As before.")] = None,
+    beta_2: Annotated[str | None, typer.Option("--beta-2", metavar="A,B,...", help="As before.")] = None,
+    clip_norm: Values = None,
+    halving: Halving = True,
+    task: opt.Task = None,
+    loss: opt.Loss = None,
+    optimizer: opt.Optimizer = None,
+    epochs: opt.Epochs = None,
+    polish: opt.Polish = None,
+    batch_size: opt.BatchSize = "auto",
+    learning_rate: opt.LearningRate = None,
+    epsilon: opt.Epsilon = None,
+    quantile: opt.Quantile = None,
+    average: opt.Average = None,
+    fit_intercept: opt.FitIntercept = True,
+    standardize: opt.Standardize = True,
+    class_weight: opt.ClassWeight = None,
+    shuffle: opt.Shuffle = True,
+    window_rows: opt.WindowRows = None,
+    validation: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SHARDS", help="Shards whose loss decides in the end; may be repeated."),
+    ] = None,
+    drop: opt.Drop = None,
+    categorical: opt.Categorical = None,
+    text: opt.Text = None,
+    calendar: opt.Calendar = None,
+    interactions: opt.Interactions = None,
+    missing_indicator: opt.MissingIndicator = False,
+    hash_bits: opt.HashBits = None,
+    weight: opt.Weight = None,
+    cache: opt.Cache = "auto",
+    partitions: opt.Partitions = 1,
+    memory_limit: opt.Limit = None,
+    threads: opt.Threads = None,
+    seed: opt.Seed = 0,
+    model: opt.ModelOut = None,
+    config: opt.ConfigFile = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Train a model for each combination of values in one pass over the data, and keep the best."""
+    with reporting(as_json):
+        from .config import Config, parse_pair
+        from .memory import parse_bytes
+
+        settings = Config(
+            task=task,  # type: ignore[arg-type]
+            loss=loss,
+            epsilon=epsilon,
+            quantile=quantile,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            average=average,
+            polish=polish,
+            fit_intercept=fit_intercept,
+            standardize=standardize,
+            epochs=epochs,
+            batch_size=batch_rows(batch_size),
+            shuffle=shuffle,
+            window_rows=window_rows,
+            class_weight=class_weights(class_weight),
+            drop=tuple(columns_of(drop)),
+            categorical=tuple(columns_of(categorical)),
+            text=tuple(columns_of(text)),
+            calendar=tuple(columns_of(calendar)),
+            interactions=tuple(parse_pair(pair) for pair in columns_of(interactions)),
+            missing_indicator=missing_indicator,
+            hash_bits=hash_bits,
+            cache=None if cache == "none" else cache,
+            partitions=partitions,
+            memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
+            n_jobs=threads,
+            seed=seed,
+        )
+        given = {
+            "alpha": _numbers("--alpha", alpha),
+            "eta0": _numbers("--eta0", eta0),
+            "penalty": _words("--penalty", penalty),
+            "l1_ratio": _numbers("--l1-ratio", l1_ratio),
+            "power_t": _numbers("--power-t", power_t),
+            "decay": _numbers("--decay", decay),
+            "warmup_steps": _numbers("--warmup-steps", warmup_steps, whole=True),
+            "momentum": _numbers("--momentum", momentum),
+            "beta_1": _numbers("--beta-1", beta_1),
+            "beta_2": _numbers("--beta-2", beta_2),
+            "clip_norm": _numbers("--clip-norm", clip_norm),
+        }
+        grid = {name: values for name, values in given.items() if values is not None}
+        print_result(run(shards, target, settings, grid, weight, validation, model, halving), as_json, tune_text)
+
+
+def _words(option: str, text: str | None, what: str = "words") -> list[str] | None:
+    words = None if text is None else columns_of([text])
+    if words == []:
+        raise ConfigError(f"{option} is {text!r}; expected {what} with commas between them.")
+    return words
+
+
+def _numbers(option: str, text: str | None, *, whole: bool = False) -> list[Any] | None:
+    what = "whole numbers" if whole else "numbers"
+    words = _words(option, text, what)
+    try:
+        return None if words is None else [int(word) if whole else float(word) for word in words]
+    except ValueError:
+        raise ConfigError(f"{option} is {text!r}; expected {what} with commas between them.") from None
+
+
+def run(
+    shards: list[str],
+    target: str,
+    settings: Any,
+    grid: dict[str, list[Any]],
+    weight: str | None,
+    validation: list[str] | None,
+    path: Path | None,
+    halving: bool,
+) -> dict[str, Any]:
+    """Train all combinations, write the best model, and return what ``--json`` prints."""
+    from .data.source import ParquetSource
+    from .job import prepare
+    from .memory import peak_rss
+    from .modelfile import save_model
+    from .progress import display
+    from .race import race
+    from .train_command import check_model_path, compile_kernels
+
+    if not grid:
+        raise ConfigError("there is nothing to compare; give for example --alpha 1e-6,1e-5,1e-4.")
+    points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    configs = [replace(settings, **point).check() for point in points]
+    check_model_path(path)
+    source = ParquetSource(shards, n_jobs=settings.n_jobs)
+    compile_kernels(source, settings, len(points))
+    began = perf_counter()
+    held_out = ParquetSource(validation, n_jobs=settings.n_jobs) if validation else None
+    job, feed = prepare(source, target, configs[0], weight=weight, validation=held_out, beside=configs)
+    print(
+        f"{len(points)} models side by side on {source.manifest.n_rows:,} rows, {job.labels.task} of {target!r} by "
+        f"{job.loss.name}" + ("" if held_out else "; compared by rows of the first epoch before they are learned from"),
+        file=sys.stderr,
+    )
+    for remark in feed.remarks():
+        warnings.warn(remark, stacklevel=1)
+    with display() as show:
+        standings = race(job, feed, points, halving=halving, callback=show)
+    result = standings[0].result
+    assert result is not None
+    for remark in result.remarks():
+        warnings.warn(remark, stacklevel=1)
+    seconds = perf_counter() - began
+    summary = {
+        "models": [standing.to_json() for standing in standings],
+        "best": standings[0].params,
+        "rows": result.rows,
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "seconds": seconds,
+        "rows_per_second": result.rows / seconds,
+        "train_loss": result.train_loss,
+        "validation_loss": standings[0].validation_loss,
+        "peak_rss_bytes": peak_rss(),
+        "weights_sha256": result.model.sha256(),
+        "skipped_rows": result.skipped_rows,
+        "window_rows": result.window_rows,
+        "model": None if path is None else str(path),
+        "task": job.labels.task,
+        "loss": job.loss.name,
+        "target": target,
+    }
+    if path is not None:
+        config = job.models[standings[0].index].config.to_json()
+        training = {**{k: v for k, v in summary.items() if k != "model"}, "config": config}
+        save_model(replace(result.model, training=training), path)
+    return summary
+
+
+def tune_text(result: dict[str, Any]) -> Any:
+    """The models, best first, for people."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    names = list(result["best"])
+    table = Table(*names, box=None, pad_edge=False, header_style="bold")
+    for name in ("progressive", "validation", "rows", ""):
+        table.add_column(name, justify="right" if name else "left")
+    for model in result["models"]:
+        values = [f"{model[name]:g}" if isinstance(model[name], float) else str(model[name]) for name in names]
+        losses = ["" if x is None else f"{x:.6f}" for x in (model["progressive_loss"], model["validation_loss"])]
+        fate = "diverged" if model["diverged"] else "dropped" if model["dropped"] else ""
+        table.add_row(*values, *losses, f"{model['rows']:,}", fate)
+    best = ", ".join(f"{name} {value}" for name, value in result["best"].items())
+    words = [
+        "",
+        f"best        {best}",
+        f"speed       {result['rows_per_second']:,.0f} rows/s from start to end, {result['seconds']:.2f} s",
+        f"weights     {result['weights_sha256']}",
+        f"model       {result['model'] or 'not kept: no --model was given'}",
+    ]
+    return Group(table, Text("\n".join(words)))

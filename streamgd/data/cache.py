@@ -1,0 +1,404 @@
+"""Encoded blocks on the local disk: written by the first epoch, read by the later ones in an order of their own.
+
+An encoded row has a fixed length, so the file of rows is an array over all rows of all row groups in the order of the
+manifest, and any span of it is one read, straight into the window. A row whose target is null leaves its place unused;
+which these are is remembered. The hashes of texts lie in a second file, and the cells that hold their addresses in
+memory hold places in that file on the disk.
+
+What a window holds is the same with and without a cache, and so are the weights. A row group is read from the cache
+only if all of it is there; if the disk is full or fails, the cache is given up, and shards are read as before.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..atomic import replacing
+from ..kernels.hashing import move_texts
+from .shuffle import Run
+
+#: Changes when cached rows of the same data would differ.
+FORMAT = 1
+INDEX, ROWS, TEXTS, LOCK = "index.safetensors", "rows.bin", "texts.bin", "lock"
+_KEY = "streamgd-cache"
+#: Filesystems in memory: what is written there counts as memory.
+_IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
+#: Disk that is left to others.
+SPARE_BYTES = 1 << 30
+
+
+class Shape(NamedTuple):
+    """Sizes of encoded rows: bytes a row, the first cell of the texts, and how many text columns there are."""
+
+    row_bytes: int
+    text_cell: int
+    n_text: int
+
+
+class _Piece(NamedTuple):
+    """A record batch of a row group, some of whose rows are left out, or that has texts."""
+
+    start: int
+    rows: int
+    dropped: NDArray[np.int64]
+
+    def place(self, row: int) -> int:
+        """Where a row of the row group lies, counted in rows from the row group's first."""
+        return row - int(np.searchsorted(self.dropped, row))
+
+
+class Cache(Protocol):
+    """What a stream asks of a cache, see `BlockCache`."""
+
+    def get(self, run: Run, out: NDArray[np.float32], texts: list[NDArray[np.uint32]]) -> int | None:
+        """Read the rows of a run, if they are all there."""
+
+    def put(
+        self,
+        epoch: int,
+        row_group: int,
+        start: int,
+        n: int,
+        encoded: NDArray[np.float32],
+        dropped: NDArray[np.int64],
+        texts: Sequence[NDArray[np.uint32]],
+    ) -> None:
+        """Write encoded rows."""
+
+
+class BlockCache:
+    """Encoded rows of all row groups, some of which are there.
+
+    Parameters
+    ----------
+    rows : ndarray of int64, shape (n_row_groups,)
+        Rows of each row group.
+    shape : Shape
+        Of encoded rows.
+    files : tuple of int
+        Descriptors of the file of rows and of that of texts; closed with the cache.
+    directory : Path, optional
+        Where it is kept when the job ends.
+    key : dict, optional
+        What a later job must be about to use it.
+    lock : int, optional
+        Descriptor of a locked file, closed with the cache.
+    remark : str
+        What a user should know before training.
+    """
+
+    def __init__(
+        self,
+        rows: NDArray[np.int64],
+        shape: Shape,
+        files: tuple[int, int],
+        *,
+        directory: Path | None = None,
+        key: dict[str, Any] | None = None,
+        lock: int | None = None,
+        remark: str = "",
+    ) -> None:
+        self.remark, self.trouble = remark, ""
+        self._rows, self._shape, self._files = rows, shape, files
+        # As files they are closed even if nobody closes the cache.
+        self._handles = [io.FileIO(descriptor) for descriptor in (*files, *([] if lock is None else [lock]))]
+        self._directory, self._key = directory, key
+        self._base = np.cumsum(rows) - rows
+        self._done = np.zeros(len(rows), np.int64)
+        self._epoch = np.full(len(rows), -1, np.int32)
+        self._pieces: dict[int, list[_Piece]] = {}
+        self._text_end = 0
+        self._lock = threading.Lock()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all rows are there."""
+        return not self.trouble and bool((self._done == self._rows).all())
+
+    def holds(self, row_group: int) -> bool:
+        """Whether all rows of a row group are there."""
+        return not self.trouble and bool(self._done[row_group] == self._rows[row_group])
+
+    def put(
+        self,
+        epoch: int,
+        row_group: int,
+        start: int,
+        n: int,
+        encoded: NDArray[np.float32],
+        dropped: NDArray[np.int64],
+        texts: Sequence[NDArray[np.uint32]],
+    ) -> None:
+        """Write the encoded rows of rows ``start`` to ``start + n`` of a row group.
+
+        An epoch that begins in its middle leaves row groups half written; a later one begins them anew.
+
+        Parameters
+        ----------
+        epoch : int
+            Epoch that writes.
+        row_group, start, n : int
+            The rows.
+        encoded : ndarray of float32, shape (n - len(dropped), stride)
+            The same, less those left out.
+        dropped : ndarray of int64
+            Rows of the row group that are left out.
+        texts : sequence of ndarray of uint32
+            Hashes of each text column, to which the rows hold addresses.
+        """
+        with self._lock:
+            if self.trouble or self._epoch[row_group] > epoch or self._done[row_group] == self._rows[row_group]:
+                return
+            if self._epoch[row_group] < epoch:
+                self._epoch[row_group], self._done[row_group] = epoch, 0
+                self._pieces.pop(row_group, None)
+            text_place = self._text_end
+            self._text_end += sum(hashes.nbytes for hashes in texts)
+        try:
+            if texts:
+                encoded = encoded.copy()
+                for number, hashes in enumerate(texts):
+                    _write(self._files[1], hashes, text_place)
+                    move_texts(
+                        encoded.view(np.uint32),
+                        self._shape.text_cell + 3 * number,
+                        text_place - hashes.ctypes.data,
+                    )
+                    text_place += hashes.nbytes
+            _write(self._files[0], encoded, (int(self._base[row_group]) + start) * self._shape.row_bytes)
+        except OSError as error:
+            self._give_up(error)
+            return
+        with self._lock:
+            if self._epoch[row_group] == epoch:
+                self._done[row_group] += n
+                if texts or len(dropped):
+                    self._pieces.setdefault(row_group, []).append(_Piece(start, n, dropped))
+                    self._pieces[row_group].sort(key=lambda piece: piece.start)
+
+    def get(self, run: Run, out: NDArray[np.float32], texts: list[NDArray[np.uint32]]) -> int | None:
+        """Read the rows of a run into the first rows of ``out``; return how many, or None if they are not all there.
+
+        ``texts`` takes the hashes that they hold addresses of.
+        """
+        if not self.holds(run.row_group):
+            return None
+        n = 0
+        try:
+            for first, end in self._places(run):
+                n += self._read(run.row_group, first, end, out[n:], texts)
+        except OSError as error:
+            self._give_up(error)
+            return None
+        return n
+
+    def _places(self, run: Run) -> Iterator[tuple[int, int]]:
+        """Where the rows of a run lie, counted from the first of the row group: each pair within one record batch."""
+        pieces = self._pieces.get(run.row_group, [])
+        for position, stop in run.spans:
+            for piece in pieces:
+                if piece.start + piece.rows > position and piece.start < stop:
+                    if piece.start > position:
+                        yield position, piece.start
+                        position = piece.start
+                    end = min(stop, piece.start + piece.rows)
+                    yield piece.place(position), piece.place(end)
+                    position = end
+            if position < stop:
+                yield position, stop
+
+    def _read(
+        self, row_group: int, first: int, end: int, out: NDArray[np.float32], texts: list[NDArray[np.uint32]]
+    ) -> int:
+        rows = out[: end - first]
+        _read(self._files[0], rows, (int(self._base[row_group]) + first) * self._shape.row_bytes)
+        for number in range(self._shape.n_text if len(rows) else 0):
+            cell = self._shape.text_cell + 3 * number
+            ends = rows.view(np.uint32)[[0, -1], cell : cell + 3].astype(np.int64)
+            (place, last), (_, length) = ends[:, 0] | ends[:, 1] << 32, ends[:, 2]
+            hashes = np.empty((last - place) // 4 + length, np.uint32)
+            _read(self._files[1], hashes, int(place))
+            move_texts(rows.view(np.uint32), cell, hashes.ctypes.data - int(place))
+            texts.append(hashes)
+        return len(rows)
+
+    def _give_up(self, error: OSError) -> None:
+        with self._lock:
+            self.trouble = (
+                f"the cache of encoded blocks was given up ({error.strerror or error}): later epochs read the shards "
+                f"again. The weights are the same. Give --cache a directory with more room, or --cache none."
+            )
+
+    def close(self) -> None:
+        """Keep the cache if it is whole and has a directory, and be done with it."""
+        try:
+            if self._directory is not None and self._key is not None and self.complete:
+                for descriptor in self._files:
+                    os.fsync(descriptor)
+                _save_index(self._directory / INDEX, self._key, self._pieces)
+        except OSError as error:
+            self._give_up(error)
+        finally:
+            if self._directory is not None and not self.complete:
+                for name in (INDEX, ROWS, TEXTS):
+                    with suppress(OSError):
+                        (self._directory / name).unlink(missing_ok=True)
+            for handle in self._handles:
+                handle.close()
+
+    def load(self, pieces: dict[int, list[_Piece]]) -> None:
+        """Take all rows as written, with the pieces of an index."""
+        self._done[:], self._pieces, self._key = self._rows, pieces, None
+
+
+def temporary_cache(rows: NDArray[np.int64], shape: Shape, size: int) -> BlockCache | str:
+    """A cache in files without names, which are gone when the process is; or why there is none."""
+    found = []
+    for directory in dict.fromkeys((tempfile.gettempdir(), "/var/tmp")):
+        with suppress(OSError):
+            status = os.statvfs(directory)
+            free = status.f_bavail * status.f_frsize
+            if _filesystem(directory) in _IN_MEMORY:
+                found.append(f"{directory} is in memory")
+            elif free < size + size // 4 + SPARE_BYTES:
+                found.append(f"{directory} has {free / 1e9:.1f} GB free")
+            else:
+                return BlockCache(rows, shape, (_nameless(directory), _nameless(directory)))
+    return f"a cache of encoded blocks would take {size / 1e9:.1f} GB, and {', '.join(found)}"
+
+
+def _nameless(directory: str) -> int:
+    descriptor, path = tempfile.mkstemp(prefix="streamgd-", dir=directory)
+    os.unlink(path)
+    return descriptor
+
+
+def kept_cache(directory: Path, rows: NDArray[np.int64], shape: Shape, key: dict[str, Any]) -> BlockCache | str:
+    """A cache in a directory, as an earlier job left it if that was about the same; or why there is none."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        return f"the cache directory {directory} cannot be used ({error.strerror})"
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        known, pieces = _load_index(directory / INDEX)
+        same = known == key and _whole(directory, rows, shape)
+        if not same:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (directory / INDEX).unlink(missing_ok=True)
+        flags = (os.O_RDONLY if same else os.O_RDWR | os.O_CREAT | os.O_TRUNC) | os.O_NOFOLLOW
+        files = os.open(directory / ROWS, flags, 0o666), os.open(directory / TEXTS, flags, 0o666)
+    except OSError as error:
+        os.close(lock)
+        busy = isinstance(error, BlockingIOError)
+        return f"the cache directory {directory} " + (
+            "is used by another job" if busy else f"cannot be used ({error.strerror})"
+        )
+    remark = ""
+    if not same and known:
+        parts = [part for part in key if known.get(part) != key[part]]
+        remark = f"the cache in {directory} is of {_OTHERS[parts[0]] if parts else 'damaged files'}: it is made anew."
+    cache = BlockCache(rows, shape, files, directory=directory, key=key, lock=lock, remark=remark)
+    if same:
+        cache.load(pieces)
+    return cache
+
+
+_OTHERS = {
+    "version": "another version of streamgd",
+    "shards": "other shards, or these have changed since",
+    "columns": "other columns",
+    "encoding": "columns that were encoded otherwise (other means, scales, classes or weights)",
+}
+
+
+def _whole(directory: Path, rows: NDArray[np.int64], shape: Shape) -> bool:
+    with suppress(OSError):
+        # A row left out at the very end has no place in the file.
+        size = (directory / ROWS).stat().st_size
+        return (directory / TEXTS).exists() and size <= int(rows.sum()) * shape.row_bytes and size > 0
+    return False
+
+
+def _save_index(path: Path, key: dict[str, Any], pieces: dict[int, list[_Piece]]) -> None:
+    from safetensors.numpy import save_file
+
+    flat = [(group, piece) for group, some in sorted(pieces.items()) for piece in some]
+    table = np.array([(group, piece.start, piece.rows, len(piece.dropped)) for group, piece in flat], np.int64)
+    dropped = np.concatenate([np.zeros(0, np.int64), *(piece.dropped for _, piece in flat)])
+    with replacing(path) as temporary:
+        arrays = {"pieces": table.reshape(-1, 4), "dropped": dropped}
+        save_file(arrays, temporary, metadata={_KEY: json.dumps(key)})
+
+
+def _load_index(path: Path) -> tuple[dict[str, Any], dict[int, list[_Piece]]]:
+    """What a cache is of, and its pieces; nothing if it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    pieces: dict[int, list[_Piece]] = {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            key = json.loads((file.metadata() or {})[_KEY])
+            table, dropped = file.get_tensor("pieces"), file.get_tensor("dropped")
+        at = 0
+        for group, start, rows, n in table.tolist():
+            pieces.setdefault(group, []).append(_Piece(start, rows, dropped[at : at + n]))
+            at += n
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return {}, {}
+    return (key, pieces) if isinstance(key, dict) else ({}, {})
+
+
+def _filesystem(directory: str) -> str:
+    """Type of the filesystem of a directory, if the system tells."""
+    real, best, kind = os.path.realpath(directory), "", ""
+    with suppress(OSError), open("/proc/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            _, place, name, *_ = line.split()
+            inside = real == place or real.startswith(place.rstrip("/") + "/")
+            if inside and len(place) >= len(best):
+                best, kind = place, name
+    return kind
+
+
+def _bytes(values: NDArray[Any]) -> memoryview:
+    return memoryview(values).cast("B") if values.size else memoryview(b"")  # type: ignore[arg-type]
+
+
+def _write(descriptor: int, values: NDArray[Any], place: int) -> None:
+    view = _bytes(values)
+    while view:
+        written = os.pwrite(descriptor, view, place)
+        view, place = view[written:], place + written
+
+
+def _read(descriptor: int, values: NDArray[Any], place: int) -> None:
+    view = _bytes(values)
+    while view:
+        n = os.preadv(descriptor, [view], place)
+        if n == 0:
+            raise OSError("it is shorter than it was")
+        view, place = view[n:], place + n
+
+
+@contextmanager
+def closing_cache(cache: BlockCache | None) -> Iterator[BlockCache | None]:
+    """Close a cache at the end, if there is one."""
+    try:
+        yield cache
+    finally:
+        if cache is not None:
+            cache.close()
