@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..memory import format_bytes
+from ..memory import available_memory, format_bytes
 from .cache import FORMAT, BlockCache, Shape, kept_cache, temporary_cache
 from .encode import Encoder
 from .reading import digest
@@ -47,16 +46,15 @@ def open_cache(
     layout = encoder.layout
     shape = Shape(layout.row_bytes, layout.text_cell, layout.n_text)
     rows = source.manifest.rows
-    if cache is None or (identity := source.identity()) is None:
+    if cache is None or source.in_memory:
         return None, ""
     if cache != "auto":
-        found = kept_cache(Path(cache), rows, shape, _key(source, identity, encoder))
+        found = kept_cache(Path(cache), rows, shape, _key(source, encoder))
     elif passes < 2 or (plan.n_windows == 1 and partitions == 1):  # read once, or kept in memory
         return None, ""
     else:
         size = source.manifest.n_rows * (shape.row_bytes + text_bytes)
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if size > max(MEMORY_SHARE * memory, SHARD_SHARE * float(source.manifest.file_bytes.sum())):
+        if size > max(MEMORY_SHARE * available_memory(), SHARD_SHARE * float(source.manifest.file_bytes.sum())):
             return None, (
                 f"no cache of encoded blocks is made: it would take {format_bytes(size)}, more than half the memory "
                 f"and more than twice the shards, which are faster to read again. --cache DIR makes one all the same."
@@ -67,7 +65,7 @@ def open_cache(
     return found, found.remark
 
 
-def _key(source: Source, identity: str, encoder: Encoder) -> dict[str, Any]:
+def _key(source: Source, encoder: Encoder) -> dict[str, Any]:
     """What a cache is of; where it differs is what a message names. Numbers are compared to the last bit."""
     columns = [column.to_json() for column in encoder.spec.columns]
     for column in columns:
@@ -84,7 +82,7 @@ def _key(source: Source, identity: str, encoder: Encoder) -> dict[str, Any]:
         text += [target.name, repr(classes), *(float(x).hex() for x in (target.offset, target.scale, target.least))]
     return {
         "version": f"{__version__}, format {FORMAT}",
-        "shards": identity,
+        "shards": source.identity(),
         "columns": columns,
         "encoding": digest(repr(text)),
     }

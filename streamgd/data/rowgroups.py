@@ -149,8 +149,12 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """SHA-256 of what identifies the data, wherever they lie."""
 
-    def identity(self) -> str | None:
-        """SHA-256 that changes whenever a shard may have changed; None of data in memory."""
+    @property
+    def in_memory(self) -> bool:
+        """Whether rows are in memory, so that reading them again costs little."""
+
+    def identity(self) -> str:
+        """SHA-256 that changes whenever a shard may have changed."""
 
     def with_dictionaries(self, columns: Sequence[str]) -> Self:
         """Deliver some columns of strings as dictionaries where they lie so."""

@@ -139,7 +139,12 @@ class ParquetSource:
         manifest = self.manifest
         return digest("\n".join(self.names), manifest.file_bytes, manifest.shard, manifest.index, manifest.rows)
 
-    def identity(self) -> str | None:
+    @property
+    def in_memory(self) -> bool:
+        """Never."""
+        return False
+
+    def identity(self) -> str:
         """SHA-256 over names, sizes, times and footers of the shards."""
         infos = self._filesystem.get_file_info(list(self._paths))
         times = [str(getattr(info, "mtime_ns", None)) for info in infos]

@@ -78,9 +78,14 @@ class TableSource:
         """SHA-256 over schema and row counts."""
         return digest(self.schema.to_string(), self.manifest.index, self.manifest.rows)
 
-    def identity(self) -> str | None:
-        """None: a table in memory is not read from anywhere."""
-        return None
+    @property
+    def in_memory(self) -> bool:
+        """Always."""
+        return True
+
+    def identity(self) -> str:
+        """As `fingerprint`: a table does not change."""
+        return self.fingerprint()
 
     def with_dictionaries(self, columns: Sequence[str]) -> Self:
         """The table itself: its values are decoded already."""
