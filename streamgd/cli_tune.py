@@ -224,6 +224,8 @@ def tune_text(result: dict[str, Any]) -> Any:
         values = [f"{model[name]:g}" if isinstance(model[name], float) else str(model[name]) for name in names]
         losses = ["" if x is None else f"{x:.6f}" for x in (model["progressive_loss"], model["validation_loss"])]
         fate = "diverged" if model["diverged"] else "dropped" if model["dropped"] else ""
+        if model["behind"] is not None and not model["diverged"]:
+            fate = f"dropped, {model['behind']:.4f} behind"
         table.add_row(*values, *losses, f"{model['rows']:,}", fate)
     best = ", ".join(f"{name} {value}" for name, value in result["best"].items())
     words = [

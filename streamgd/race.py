@@ -46,6 +46,8 @@ class Standing:
         Whether it was dropped on the way.
     diverged : bool
         Whether a weight became infinite.
+    behind : float or None
+        By how much its loss was above the best, of the rows since the last time that some were dropped, when it was.
     result : Result or None
         The model and its figures; only of the best.
     """
@@ -57,6 +59,7 @@ class Standing:
     rows: int = 0
     dropped: bool = False
     diverged: bool = False
+    behind: float | None = None
     result: Result | None = None
 
     @property
@@ -75,6 +78,7 @@ class Standing:
             "rows": self.rows,
             "dropped": self.dropped,
             "diverged": self.diverged,
+            "behind": self.behind,
         }
 
 
@@ -120,8 +124,13 @@ class _Field:
 
     def halve(self) -> None:
         """Drop the worse half, but leave two."""
-        better = np.argsort(self.recent(), kind="stable")[: max(2, -(-len(self.alive) // 2))]
-        self.keep(sorted(better.tolist()))
+        losses = self.recent()
+        order = np.argsort(losses, kind="stable")
+        kept, job = max(2, -(-len(self.alive) // 2)), self.learners.job
+        unit = float(job.labels.scale) ** job.loss.degree
+        for place in order[kept:].tolist():
+            self.standings[self.alive[place]].behind = float(losses[place] - losses[order[0]]) * unit
+        self.keep(sorted(order[:kept].tolist()))
 
     def drop_diverged(self) -> None:
         """Drop those that have a weight which is not finite."""

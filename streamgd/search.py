@@ -44,7 +44,7 @@ class Tuning:
         Its parameters of the grid.
     models : list of dict
         All models, best first: their parameters, ``progressive_loss``, ``validation_loss``, the ``rows`` they have
-        learned from, and whether they were ``dropped`` or ``diverged``.
+        learned from, and whether they were ``dropped`` (and how far ``behind`` the best then) or ``diverged``.
     """
 
     best: SGDClassifier | SGDRegressor

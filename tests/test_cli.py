@@ -364,7 +364,8 @@ def test_tune_draws_a_table(write: Write) -> None:
     head, *rows = [line.split() for line in done.stdout.split("\n\n")[0].splitlines()]
     assert head == ["eta0", "warmup_steps", "progressive", "validation", "rows"]
     assert [row[:2] for row in rows[:2]] == [["0.01", "0"], ["0.003", "0"]] and all(len(row) == 4 for row in rows[:2])
-    assert [row[-1] for row in rows[2:]] == ["dropped", "dropped", "diverged"] and rows[-1][0] == "1e+20"
+    assert [row[-1] for row in rows[2:]] == ["behind", "behind", "diverged"] and rows[-1][0] == "1e+20"
+    assert all(row[4] == "dropped," and float(row[5]) > 0 for row in rows[2:4])
     assert re.search(r"best +eta0 0.01, warmup_steps 0\n", done.stdout) and "not kept" in done.stdout
     assert "5 models side by side on 600 rows" in done.stderr and "no --model" in done.stderr
     assert (

@@ -318,6 +318,12 @@ def test_it_is_the_recent_loss_that_decides(raced: Race) -> None:
     found = raced(template, points, table, table)
     assert halved(models, 2048) == expected == {s.index: s.rows for s in found.standings if s.dropped}
     assert halved(models, 2048, recent=False) == {0: 512, 1: 512, 2: 1024}
+    behind = {s.index: s.behind for s in found.standings}
+    best = min(model.since(0, 512) for model in models)
+    assert all(behind[k] == pytest.approx(models[k].since(0, 512) - best, rel=1e-6) for k in (0, 1))
+    best = min(models[k].since(512, 1024) for k in (2, 3, 4))
+    assert behind[3] == pytest.approx(models[3].since(512, 1024) - best, rel=1e-6)
+    assert behind[2] is None and behind[4] is None
 
 
 def test_who_diverges_leaves_room_for_others(raced: Race) -> None:
