@@ -37,7 +37,9 @@ def table(rows: int = 1500, *, seed: int = 0, texts: bool = True, nulls: float =
     if texts:
         words = np.array(["red", "green", "blue", "grey"])
         columns["t"] = [" ".join(rng.choice(words, rng.integers(0, 6))) for _ in range(rows)]
-    columns["y"] = pa.array(rng.integers(0, 2, rows), mask=rng.random(rows) < nulls)
+    y, missing = rng.integers(0, 2, rows), rng.random(rows) < nulls
+    y[:2], missing[:2] = (0, 1), False  # both classes are there
+    columns["y"] = pa.array(y, mask=missing)
     return pa.table(columns)
 
 
