@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from . import cli_options as opt
-from .cli_options import batch_rows, class_weights, columns_of, print_result, reporting
+from .cli_options import columns_of, print_result, reporting
 from .cli_tune import tune
 from .errors import DataError
 
@@ -95,51 +95,9 @@ def train(
     as_json: opt.Json = False,
 ) -> None:
     """Train a model on the columns of shards."""
+    options = locals() | {"early_stopping": early_stopping or bool(validation)}
     with reporting(as_json):
-        from .config import Config, parse_pair
-        from .memory import parse_bytes
-
-        settings = Config(
-            task=task,  # type: ignore[arg-type]
-            loss=loss,
-            epsilon=epsilon,
-            quantile=quantile,
-            penalty=penalty,
-            alpha=alpha,
-            l1_ratio=l1_ratio,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            eta0=eta0,
-            power_t=power_t,
-            decay=decay,
-            warmup_steps=warmup_steps,
-            momentum=momentum,
-            beta_1=beta_1,
-            beta_2=beta_2,
-            clip_norm=clip_norm,
-            average=average,
-            polish=polish,
-            fit_intercept=fit_intercept,
-            standardize=standardize,
-            epochs=epochs,
-            batch_size=batch_rows(batch_size),
-            shuffle=shuffle,
-            window_rows=window_rows,
-            early_stopping=early_stopping or bool(validation),
-            class_weight=class_weights(class_weight),
-            drop=tuple(columns_of(drop)),
-            categorical=tuple(columns_of(categorical)),
-            text=tuple(columns_of(text)),
-            calendar=tuple(columns_of(calendar)),
-            interactions=tuple(parse_pair(pair) for pair in columns_of(interactions)),
-            missing_indicator=missing_indicator,
-            hash_bits=hash_bits,
-            cache=None if cache == "none" else cache,
-            partitions=partitions,
-            memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
-            n_jobs=threads,
-            seed=seed,
-        ).check()
+        settings = opt.settings_from(options).check()
         from .train_command import train_command, train_text
 
         print_result(train_command(shards, target, settings, weight, validation, model), as_json, train_text)

@@ -6,14 +6,18 @@ import json
 import sys
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from .errors import ConfigError, StreamgdError
+
+if TYPE_CHECKING:
+    from .config import Config
 
 EXIT_OTHER = 1
 
@@ -195,6 +199,25 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", is_eager=True, callback=read_config, help="TOML file of any of these options."),
 ]
+
+
+def settings_from(options: Mapping[str, Any], *, without: Collection[str] = ()) -> Config:
+    """The configuration that the options of a command give, by the names of its parameters."""
+    from .config import Config, parse_pair
+    from .memory import parse_bytes
+
+    limit = options["memory_limit"]
+    values = {field.name: options[field.name] for field in fields(Config) if field.name in options}
+    values |= {name: tuple(columns_of(options[name])) for name in ("drop", "categorical", "text", "calendar")}
+    values |= {
+        "batch_size": batch_rows(options["batch_size"]),
+        "class_weight": class_weights(options["class_weight"]),
+        "interactions": tuple(parse_pair(pair) for pair in columns_of(options["interactions"])),
+        "cache": None if options["cache"] == "none" else options["cache"],
+        "memory_limit": None if limit is None else parse_bytes(limit),
+        "n_jobs": options["threads"],
+    }
+    return Config(**{name: value for name, value in values.items() if name not in without})
 
 
 def print_result(result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from . import cli_options as opt
-from .cli_options import batch_rows, class_weights, columns_of, print_result, reporting
+from .cli_options import columns_of, print_result, reporting
 from .errors import ConfigError
 
 Values = Annotated[str | None, typer.Option(metavar="A,B,...", help="One or more values, with commas.")]
@@ -75,39 +75,11 @@ def tune(
     as_json: opt.Json = False,
 ) -> None:
     """Train a model for each combination of values in one pass over the data, and keep the best."""
+    options = locals()
     with reporting(as_json):
-        from .config import Config, parse_pair
-        from .memory import parse_bytes
+        from .config import TUNABLE
 
-        settings = Config(
-            task=task,  # type: ignore[arg-type]
-            loss=loss,
-            epsilon=epsilon,
-            quantile=quantile,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            average=average,
-            polish=polish,
-            fit_intercept=fit_intercept,
-            standardize=standardize,
-            epochs=epochs,
-            batch_size=batch_rows(batch_size),
-            shuffle=shuffle,
-            window_rows=window_rows,
-            class_weight=class_weights(class_weight),
-            drop=tuple(columns_of(drop)),
-            categorical=tuple(columns_of(categorical)),
-            text=tuple(columns_of(text)),
-            calendar=tuple(columns_of(calendar)),
-            interactions=tuple(parse_pair(pair) for pair in columns_of(interactions)),
-            missing_indicator=missing_indicator,
-            hash_bits=hash_bits,
-            cache=None if cache == "none" else cache,
-            partitions=partitions,
-            memory_limit=None if memory_limit is None else parse_bytes(memory_limit),
-            n_jobs=threads,
-            seed=seed,
-        )
+        settings = opt.settings_from(options, without=TUNABLE)
         given = {
             "alpha": _numbers("--alpha", alpha),
             "eta0": _numbers("--eta0", eta0),
@@ -154,11 +126,9 @@ def run(
     """Train all combinations, write the best model, and return what ``--json`` prints."""
     from .data.source import ParquetSource
     from .job import prepare
-    from .memory import peak_rss
-    from .modelfile import save_model
     from .progress import display
     from .race import race
-    from .train_command import check_model_path, compile_kernels
+    from .train_command import check_model_path, compile_kernels, save_trained, summarize
 
     if not grid:
         raise ConfigError("there is nothing to compare; give for example --alpha 1e-6,1e-5,1e-4.")
@@ -183,30 +153,13 @@ def run(
     assert result is not None
     for remark in result.remarks():
         warnings.warn(remark, stacklevel=1)
-    seconds = perf_counter() - began
     summary = {
         "models": [standing.to_json() for standing in standings],
         "best": standings[0].params,
-        "rows": result.rows,
-        "epochs": result.epochs,
-        "steps": result.steps,
-        "seconds": seconds,
-        "rows_per_second": result.rows / seconds,
-        "train_loss": result.train_loss,
         "validation_loss": standings[0].validation_loss,
-        "peak_rss_bytes": peak_rss(),
-        "weights_sha256": result.model.sha256(),
-        "skipped_rows": result.skipped_rows,
-        "window_rows": result.window_rows,
-        "model": None if path is None else str(path),
-        "task": job.labels.task,
-        "loss": job.loss.name,
-        "target": target,
+        **summarize(job, result, perf_counter() - began, path),
     }
-    if path is not None:
-        config = job.models[standings[0].index].config.to_json()
-        training = {**{k: v for k, v in summary.items() if k != "model"}, "config": config}
-        save_model(replace(result.model, training=training), path)
+    save_trained(path, result, summary, job.models[standings[0].index].config)
     return summary
 
 

@@ -69,6 +69,11 @@ class Job:
         return np.array([job.problem.settings() for job in self.beside]) if self.beside else None
 
     @property
+    def loss_unit(self) -> float:
+        """What a loss of scaled targets is times in units of the target."""
+        return float(self.labels.scale) ** self.loss.degree
+
+    @property
     def table_every(self) -> int:
         """Snapshots of the dense weights for one of the table, so that these cost little beside the steps."""
         layout, slots = self.encoder.layout, max(1, self.encoder.spec.n_slots)

@@ -148,7 +148,7 @@ def descend(
     stream = WindowStream(
         feed.source, job.encoder, plan, n_jobs=feed.memory.n_jobs, cache=feed.cache, stop=Position(passes), times=times
     )
-    unit = float(job.labels.scale) ** job.loss.degree
+    unit = job.loss_unit
     best: tuple[float, float, float, NDArray[np.float64]] | None = None
     losses: list[float] = []
     with closing(iter(stream)) as windows:  # type: ignore[type-var]

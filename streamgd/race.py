@@ -126,8 +126,7 @@ class _Field:
         """Drop the worse half, but leave two."""
         losses = self.recent()
         order = np.argsort(losses, kind="stable")
-        kept, job = max(2, -(-len(self.alive) // 2)), self.learners.job
-        unit = float(job.labels.scale) ** job.loss.degree
+        kept, unit = max(2, -(-len(self.alive) // 2)), self.learners.job.loss_unit
         for place in order[kept:].tolist():
             self.standings[self.alive[place]].behind = float(losses[place] - losses[order[0]]) * unit
         self.keep(sorted(order[:kept].tolist()))

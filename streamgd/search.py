@@ -21,6 +21,7 @@ from .data.labels import scan_labels
 from .data.rowgroups import Source
 from .data.shuffle import HELD_OUT, random_order
 from .data.table import TableSource
+from .data.threads import available_cpus
 from .errors import ConfigError
 from .estimator_base import Estimator
 from .estimators import SGDClassifier, SGDRegressor
@@ -254,8 +255,11 @@ class SGDSearchCV(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
             splits = self._splits(source, configs[0].seed)
         else:
             splits = [(source, template._validation_source(validation, weight))]
-        known = scan_labels(source, target, task=template._task, weight=weight).classes
-        classes = None if known is None else known.to_pylist()
+        classes = None
+        if template._task == "classification":  # a fold may lack one
+            jobs = template.n_jobs or available_cpus()
+            known = scan_labels(source, target, task="classification", weight=weight, n_jobs=jobs).classes
+            classes = None if known is None else known.to_pylist()
         found: list[list[Standing]] = []
         for train, test in splits:
             job, feed = prepare(

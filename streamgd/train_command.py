@@ -30,8 +30,7 @@ def train_command(
     """
     from .data.source import ParquetSource
     from .job import prepare
-    from .memory import format_bytes, peak_rss
-    from .modelfile import save_model
+    from .memory import format_bytes
     from .progress import display
     from .state import State
     from .trainer import train as run
@@ -55,24 +54,10 @@ def train_command(
         result = run(job, feed, State.start(job), callback=show)
     for remark in result.remarks():
         warnings.warn(remark, stacklevel=1)
-    seconds = perf_counter() - began
     summary = {
-        "rows": result.rows,
-        "epochs": result.epochs,
-        "steps": result.steps,
-        "seconds": seconds,
-        "rows_per_second": result.rows / seconds,
-        "train_loss": result.train_loss,
+        **summarize(job, result, perf_counter() - began, path),
         "losses": result.losses,
         "validation_losses": result.validation_losses,
-        "peak_rss_bytes": peak_rss(),
-        "weights_sha256": result.model.sha256(),
-        "skipped_rows": result.skipped_rows,
-        "window_rows": result.window_rows,
-        "model": None if path is None else str(path),
-        "task": labels.task,
-        "loss": job.loss.name,
-        "target": target,
         "features": job.encoder.spec.n_inputs,
         "hash_bits": job.encoder.spec.hash_bits,
         "objective": result.objective,
@@ -89,10 +74,39 @@ def train_command(
             "computing": result.times.computing,
         },
     }
+    save_trained(path, result, summary, settings)
+    return summary
+
+
+def summarize(job: Any, result: Any, seconds: float, path: Path | None) -> dict[str, Any]:
+    """What every command that trains tells of its model."""
+    from .memory import peak_rss
+
+    return {
+        "rows": result.rows,
+        "epochs": result.epochs,
+        "steps": result.steps,
+        "seconds": seconds,
+        "rows_per_second": result.rows / seconds,
+        "train_loss": result.train_loss,
+        "peak_rss_bytes": peak_rss(),
+        "weights_sha256": result.model.sha256(),
+        "skipped_rows": result.skipped_rows,
+        "window_rows": result.window_rows,
+        "model": None if path is None else str(path),
+        "task": job.labels.task,
+        "loss": job.loss.name,
+        "target": job.target,
+    }
+
+
+def save_trained(path: Path | None, result: Any, summary: dict[str, Any], settings: Any) -> None:
+    """Write the model with what was told of it and how it was trained, if it has a place."""
+    from .modelfile import save_model
+
     if path is not None:
         training = {**{k: v for k, v in summary.items() if k != "model"}, "config": settings.to_json()}
         save_model(replace(result.model, training=training), path)
-    return summary
 
 
 def compile_kernels(source: Any, settings: Any, models: int = 1) -> None:

@@ -138,7 +138,7 @@ def polished(
 def mean_so_far(job: Job, state: State, model: int = 0) -> float:
     """Mean loss since the epoch began, each mini-batch scored before it was learned from, in units of the target."""
     loss, weight = state.totals[model, [LOSS, WEIGHT]]
-    return float(loss / max(weight, 1e-300)) * float(job.labels.scale) ** job.loss.degree
+    return float(loss / max(weight, 1e-300)) * job.loss_unit
 
 
 def validation_loss(job: Job, feed: Feed, model: Model) -> float:

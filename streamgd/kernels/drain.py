@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .gradients import OUTPUTS, add_gradient, add_many_gradients, many_margins, margins
+from .gradients import OUTPUTS, add_gradient, add_many_gradients, fetch, many_margins, margins
 from .intrinsics import SUMS, jit, kernel, total, uint32_at
 from .losses import evaluate, softmax
 from .problem import configured
@@ -193,10 +193,11 @@ def drain(
                 return
             stale = False
         n = min(tile, stop - i, problem.batch_size - counters[CARRIED])
+        fetch(rows, order, i, n, stop, at, y, w)
         if outputs is None:
-            margins(rows, order, i, n, stop, weights[0], intercepts[0], at, z[0], y, w)
+            margins(rows, order, i, n, weights[0], intercepts[0], z[0])
         else:
-            many_margins(rows, order, i, n, stop, weights, intercepts, at, z, y, w)
+            many_margins(rows, order, i, n, weights, intercepts, z)
         if table is not None:
             touch_slots(
                 cells,

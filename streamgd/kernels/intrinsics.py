@@ -46,7 +46,7 @@ def kernel(function: Any) -> Any:
 
 LANES = 16  # rows and columns of one transposition; a row of 16 float32 is one cache line
 _F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-_VECTOR, _LANE_INDEX = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
+_VECTOR = ir.VectorType(_F32, LANES)
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -150,10 +150,13 @@ def keep_eight(typing_context: Any, address: Any, bits: Any) -> Any:
     return types.void(types.int64, types.uint8), codegen
 
 
-def _splat(builder: Any, scalar: Any) -> Any:
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
-    first = builder.insert_element(undefined, scalar, _I32(0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(_LANE_INDEX, [0] * LANES))
+def _splat(builder: Any, scalar: Any, lanes: int = LANES) -> Any:
+    undefined = ir.Constant(ir.VectorType(_F32, lanes), ir.Undefined)
+    return _shuffled(builder, builder.insert_element(undefined, scalar, _I32(0)), undefined, [0] * lanes)
+
+
+def _shuffled(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
 
 
 def _transpose(builder: Any, vectors: list[Any]) -> list[Any]:
@@ -166,8 +169,8 @@ def _transpose(builder: Any, vectors: list[Any]) -> list[Any]:
         for k in range(LANES):
             if not k & distance:
                 pair = vectors[k], vectors[k | distance]
-                exchanged[k] = builder.shuffle_vector(*pair, ir.Constant(_LANE_INDEX, low))
-                exchanged[k | distance] = builder.shuffle_vector(*pair, ir.Constant(_LANE_INDEX, high))
+                exchanged[k] = _shuffled(builder, *pair, low)
+                exchanged[k | distance] = _shuffled(builder, *pair, high)
         vectors, distance = exchanged, distance * 2
     return vectors
 
@@ -265,10 +268,6 @@ def _sums(builder: Any, n: Any, rows: list[Any], weights: list[Any]) -> list[Any
     return sums
 
 
-def _shuffled(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
-
-
 def _total(builder: Any, sums: Any) -> Any:
     """The partial sums added in a fixed order: halves, halves of these, and the last two."""
     width = SUMS // 2
@@ -351,7 +350,7 @@ def dot_four_weights(typing_context: Any, a: Any, b: Any, w: Any, stride: Any, n
 def _add_rows(builder: Any, rows: list[Any], factors: list[Any], sums: list[Any], n: Any) -> None:
     """Add factor times row, for each of some rows in their order, to n float32 (a multiple of `SUMS`) at each sum."""
     before = builder.block
-    splats = [[_splat_sums(builder, _number_at(builder, _F32, f, _I64(k))) for k in range(len(rows))] for f in factors]
+    splats = [[_splat(builder, _number_at(builder, _F32, f, _I64(k)), SUMS) for k in range(len(rows))] for f in factors]
     head, body, after = (builder.append_basic_block(name) for name in ("add", "add_body", "add_end"))
     builder.branch(head)
     builder.position_at_end(head)
@@ -370,11 +369,6 @@ def _add_rows(builder: Any, rows: list[Any], factors: list[Any], sums: list[Any]
     j.add_incoming(builder.add(j, _I64(SUMS)), body)
     builder.branch(head)
     builder.position_at_end(after)
-
-
-def _splat_sums(builder: Any, scalar: Any) -> Any:
-    undefined = ir.Constant(_SUMS, ir.Undefined)
-    return _shuffled(builder, builder.insert_element(undefined, scalar, _I32(0)), undefined, [0] * SUMS)
 
 
 @intrinsic
