@@ -1,7 +1,7 @@
 """Every error a user can meet.
 
 Each message says what was found, what was expected and what to do. The exit code of the command line is a
-property of the class: 2 wrong arguments, 3 bad data or model file, 1 anything else.
+property of the class: 2 wrong arguments, 3 bad data or model file, 4 interrupted and resumable, 1 anything else.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ class ConfigError(StreamgdError, ValueError):
 
 class MemoryLimitError(ConfigError):
     """The job cannot run in the memory limit; the message names the least limit that would do."""
+
+
+class OutOfMemory(MemoryLimitError, MemoryError):
+    """Memory, address space or a thread was not to be had, although there should have been enough of it."""
 
 
 class DataError(StreamgdError, ValueError):
@@ -93,8 +97,53 @@ class ListLengthMismatch(DataError):
     """A list column holds lists of different lengths."""
 
 
+class ReadFailed(DataError):
+    """Storage or memory failed, not the data: rows that are there could not be read, so they are never left out."""
+
+
+class ShardChanged(DataError):
+    """A shard is gone, or is not the one that it was when the job began."""
+
+
 class ModelFileError(DataError):
     """A model file is damaged, foreign, or of a version that this streamgd does not read."""
+
+
+class CheckpointError(DataError):
+    """Checkpoint files are damaged or foreign, or of data that are not these."""
+
+
+class CheckpointMismatch(ConfigError):
+    """A checkpoint is of another configuration, or a directory holds one that would be lost."""
+
+
+class CheckpointInUse(StreamgdError):
+    """Another process writes checkpoints to the same directory."""
+
+
+class Interrupted(StreamgdError):
+    """Training was asked to stop; what was learned stands in a checkpoint."""
+
+    exit_code = 4
+
+
+class OutputError(StreamgdError, OSError):
+    """A file cannot be written; built as an OSError is, from an errno, its text and the path.
+
+    Attributes
+    ----------
+    replaced : bool
+        Whether the new file is there all the same, but may not be after a crash.
+    """
+
+    replaced = False
+
+    def __str__(self) -> str:
+        fate = "it is there, but may be gone after a crash" if self.replaced else "what was there before is as it was"
+        return (
+            f"{self.filename} cannot be written: {self.strerror}; {fate}. "
+            f"Free space there, see that it may be written to, or name another place."
+        )
 
 
 class TrainingDiverged(StreamgdError, ArithmeticError):

@@ -123,7 +123,8 @@ class Model:
         """Hash of the weights: coefficients, intercepts and hashed weights as little-endian numbers."""
         digest = hashlib.sha256(np.append(self.coef, self.intercept).astype("<f8").tobytes())
         if self.hashed_index is not None and self.hashed is not None:
-            digest.update(self.hashed_index.astype("<u4").tobytes() + self.hashed.astype("<f4").tobytes())
+            for numbers, kind in ((self.hashed_index, "<u4"), (self.hashed, "<f4")):
+                digest.update(np.ascontiguousarray(numbers, kind).data)
         return digest.hexdigest()
 
 

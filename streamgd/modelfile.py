@@ -1,12 +1,10 @@
 """Models as safetensors files: arrays, and one JSON text in the header. Nothing in a file is ever run.
 
-A file from a stranger is read with suspicion: sizes are bounded before anything is allocated, and every name, shape
-and number is checked. A hash over the text and the arrays tells damage anywhere, be it in a label's name.
+A file from a stranger is read with suspicion, see `streamgd.tensorfile`, and every name, shape and number is checked.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
@@ -16,15 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .atomic import replacing
 from .errors import ModelFileError
 from .features import MOST_HASH_BITS, Column, FeatureSpec
 from .losses import LOSSES
 from .model import Model
+from .tensorfile import MOST_HEADER_BYTES, read, write
 
-FORMAT = 2
+FORMAT = 3
 KEY = "streamgd"
-MOST_HEADER_BYTES = 256 << 20
 CLASS_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"), int),
     **dict.fromkeys(("string", "large_string"), str),
@@ -45,11 +42,9 @@ def save_model(model: Model, path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
-    OSError
+    OutputError
         The file cannot be written; a file that was there before is as it was.
     """
-    from safetensors.numpy import save_file
-
     header = {
         "format": FORMAT,
         "task": model.task,
@@ -75,11 +70,7 @@ def save_model(model: Model, path: str | os.PathLike[str]) -> None:
         "hashed_index": np.empty(0, np.uint32) if model.hashed_index is None else model.hashed_index,
         "hashed": np.empty((0, outputs), np.float32) if model.hashed is None else model.hashed,
     }
-    tensors = {name: np.ascontiguousarray(arrays[name].astype(kind)) for name, kind in TENSORS.items()}
-    header["sha256"] = _hash(header, tensors)
-    text = json.dumps(header, allow_nan=False)
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={KEY: text})
+    write(path, KEY, header, {name: arrays[name].astype(kind, copy=False) for name, kind in TENSORS.items()})
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
@@ -91,12 +82,10 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         The file is not there, damaged, foreign, or of a later version.
     """
     where = f"model file {os.fspath(path)!r}"
-    header, tensors = _read(Path(path), where)
+    header, tensors = read(path, KEY, where, format=FORMAT)
     try:
         if set(tensors) != set(TENSORS):
             raise ValueError(f"it holds the arrays {sorted(tensors)}, expected {sorted(TENSORS)}")
-        if header.get("sha256") != _hash(header, tensors):
-            raise ValueError("what it holds does not have the hash that it names")
         model = _build(header, tensors)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ModelFileError(f"{where} is damaged: {error}. Train again, or restore the file.") from error
@@ -105,50 +94,16 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     return model
 
 
-def _hash(header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> str:
-    """Hash of everything else in a file."""
-    rest = {name: value for name, value in header.items() if name != "sha256"}
-    digest = hashlib.sha256(json.dumps(rest, sort_keys=True, allow_nan=False).encode())
-    for name in TENSORS:
-        digest.update(tensors[name].tobytes())
-    return digest.hexdigest()
-
-
 def looks_like_model(path: Path) -> bool:
     """Whether a file begins as a safetensors file does: with the length of a JSON header, and the header."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    return len(start) == 9 and struct.unpack("<Q", start[:8])[0] <= MOST_HEADER_BYTES and start[8:] == b"{"
-
-
-def _read(path: Path, where: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    if path.exists() and not path.is_file():  # a FIFO would block
-        raise ModelFileError(f"{where} is not a regular file.")
     try:
+        if not path.is_file():  # to open a FIFO would be to wait
+            return False
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 1 << 63
-            if length > min(MOST_HEADER_BYTES, size - 8):
-                raise ModelFileError(f"{where} is not a safetensors file, or is cut short.")
-            header_text = file.read(length)
-            data = start + header_text + file.read()
-    except OSError as error:
-        raise ModelFileError(f"{where} cannot be read: {error.strerror}.") from error
-    try:
-        outer = json.loads(header_text, object_pairs_hook=_unique)
-        header = json.loads(outer["__metadata__"][KEY], object_pairs_hook=_unique, parse_constant=_refuse)
-        tensors = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ModelFileError(f"{where} is damaged, or was not written by streamgd: {error!r}.") from error
-    if not isinstance(header, dict) or type(header.get("format")) is not int:
-        raise ModelFileError(f"{where} was not written by streamgd.")
-    if header["format"] != FORMAT:
-        raise ModelFileError(f"{where} has format {header['format']}; this streamgd reads format {FORMAT}. Update it.")
-    return header, tensors
+            start = file.read(9)
+    except OSError:
+        return False
+    return len(start) == 9 and struct.unpack("<Q", start[:8])[0] <= MOST_HEADER_BYTES and start[8:] == b"{"
 
 
 def _is_label(label: Any, class_type: str) -> bool:
@@ -157,17 +112,6 @@ def _is_label(label: Any, class_type: str) -> bool:
         return of_type
     bounds = np.iinfo(class_type)
     return bool(bounds.min <= int(label) <= bounds.max)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        raise ValueError("a key occurs twice")
-    return dict(pairs)
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _build(header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Model:
@@ -192,19 +136,19 @@ def _build(header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Model:
     _check_arrays(tensors, spec, outputs)
     if len(hashed) and not spec.hash_bits:
         raise ValueError("it holds hashed weights, but no feature is hashed")
-    if len(hashed) and (hashed[-1] >= spec.n_slots or not (np.diff(hashed.astype(np.int64)) > 0).all()):
+    if len(hashed) and (hashed[-1] >= spec.n_slots or not (hashed[1:] > hashed[:-1]).all()):
         raise ValueError("the places of the hashed weights are not ascending, or beyond the table")
     return Model(
         task=task,
         loss=loss,
         target=header["target"],
         spec=spec,
-        coef=tensors["coef"].astype(np.float64),
-        intercept=tensors["intercept"].astype(np.float64),
-        scale=tensors["scale"].astype(np.float64),
-        missing=tensors["missing"].astype(np.float64),
-        hashed_index=hashed.astype(np.uint32) if spec.hash_bits else None,
-        hashed=tensors["hashed"].astype(np.float32) if spec.hash_bits else None,
+        coef=tensors["coef"],
+        intercept=tensors["intercept"],
+        scale=tensors["scale"],
+        missing=tensors["missing"],
+        hashed_index=hashed if spec.hash_bits else None,
+        hashed=tensors["hashed"] if spec.hash_bits else None,
         classes=classes,
         class_type=class_type,
         training=header["training"],

@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import fcntl
 import io
-import json
 import os
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..atomic import replacing
+from ..errors import DataError
 from ..kernels.hashing import move_texts
+from ..tensorfile import read, write
+from .cachefiles import filesystem, nameless, own, read_at, write_at
 from .shuffle import Run
 
 #: Changes when cached rows of the same data would differ.
@@ -35,6 +36,9 @@ INDEX, ROWS, TEXTS, LOCK = "index.safetensors", "rows.bin", "texts.bin", "lock"
 _KEY = "streamgd-cache"
 #: Filesystems in memory: what is written there counts as memory.
 _IN_MEMORY = ("tmpfs", "ramfs", "devtmpfs")
+#: Row groups that are written to at a time. Two epochs never write to one at once: where rows are left out, it depends
+#: on the blocks of an epoch where the others lie.
+LOCKS = 64
 #: Disk that is left to others.
 SPARE_BYTES = 1 << 30
 
@@ -121,6 +125,7 @@ class BlockCache:
         self._pieces: dict[int, list[_Piece]] = {}
         self._text_end = 0
         self._lock = threading.Lock()
+        self._writing = [threading.Lock() for _ in range(LOCKS)]
 
     @property
     def complete(self) -> bool:
@@ -158,35 +163,36 @@ class BlockCache:
         texts : sequence of ndarray of uint32
             Hashes of each text column, to which the rows hold addresses.
         """
-        with self._lock:
-            if self.trouble or self._epoch[row_group] > epoch or self._done[row_group] == self._rows[row_group]:
+        with self._writing[row_group % LOCKS]:
+            with self._lock:
+                if self.trouble or self._epoch[row_group] > epoch or self._done[row_group] == self._rows[row_group]:
+                    return
+                if self._epoch[row_group] < epoch:
+                    self._epoch[row_group], self._done[row_group] = epoch, 0
+                    self._pieces.pop(row_group, None)
+                text_place = self._text_end
+                self._text_end += sum(hashes.nbytes for hashes in texts)
+            try:
+                if texts:
+                    encoded = encoded.copy()
+                    for number, hashes in enumerate(texts):
+                        write_at(self._files[1], hashes, text_place)
+                        move_texts(
+                            encoded.view(np.uint32),
+                            self._shape.text_cell + 3 * number,
+                            text_place - hashes.ctypes.data,
+                        )
+                        text_place += hashes.nbytes
+                write_at(self._files[0], encoded, (int(self._base[row_group]) + start) * self._shape.row_bytes)
+            except OSError as error:
+                self._give_up(error)
                 return
-            if self._epoch[row_group] < epoch:
-                self._epoch[row_group], self._done[row_group] = epoch, 0
-                self._pieces.pop(row_group, None)
-            text_place = self._text_end
-            self._text_end += sum(hashes.nbytes for hashes in texts)
-        try:
-            if texts:
-                encoded = encoded.copy()
-                for number, hashes in enumerate(texts):
-                    _write(self._files[1], hashes, text_place)
-                    move_texts(
-                        encoded.view(np.uint32),
-                        self._shape.text_cell + 3 * number,
-                        text_place - hashes.ctypes.data,
-                    )
-                    text_place += hashes.nbytes
-            _write(self._files[0], encoded, (int(self._base[row_group]) + start) * self._shape.row_bytes)
-        except OSError as error:
-            self._give_up(error)
-            return
-        with self._lock:
-            if self._epoch[row_group] == epoch:
-                self._done[row_group] += n
-                if texts or len(dropped):
-                    self._pieces.setdefault(row_group, []).append(_Piece(start, n, dropped))
-                    self._pieces[row_group].sort(key=lambda piece: piece.start)
+            with self._lock:
+                if self._epoch[row_group] == epoch:
+                    self._done[row_group] += n
+                    if texts or len(dropped):
+                        self._pieces.setdefault(row_group, []).append(_Piece(start, n, dropped))
+                        self._pieces[row_group].sort(key=lambda piece: piece.start)
 
     def get(self, run: Run, out: NDArray[np.float32], texts: list[NDArray[np.uint32]]) -> int | None:
         """Read the rows of a run into the first rows of ``out``; return how many, or None if they are not all there.
@@ -223,14 +229,20 @@ class BlockCache:
         self, row_group: int, first: int, end: int, out: NDArray[np.float32], texts: list[NDArray[np.uint32]]
     ) -> int:
         rows = out[: end - first]
-        _read(self._files[0], rows, (int(self._base[row_group]) + first) * self._shape.row_bytes)
+        read_at(self._files[0], rows, (int(self._base[row_group]) + first) * self._shape.row_bytes)
         for number in range(self._shape.n_text if len(rows) else 0):
             cell = self._shape.text_cell + 3 * number
-            ends = rows.view(np.uint32)[[0, -1], cell : cell + 3].astype(np.int64)
-            (place, last), (_, length) = ends[:, 0] | ends[:, 1] << 32, ends[:, 2]
-            hashes = np.empty((last - place) // 4 + length, np.uint32)
-            _read(self._files[1], hashes, int(place))
-            move_texts(rows.view(np.uint32), cell, hashes.ctypes.data - int(place))
+            low, high, lengths = rows.view(np.uint32)[:, cell : cell + 3].T.astype(np.int64)
+            places = low | high << 32
+            place, last = int(places[0]), int(places[-1] + 4 * lengths[-1])
+            # Kernels go where a row says, be that damaged.
+            if not 0 <= place <= places.min() or places.max() > last or (lengths > (last - places) // 4).any():
+                raise OSError("it is damaged")
+            if last > os.fstat(self._files[1]).st_size:
+                raise OSError("it is shorter than it was")
+            hashes = np.empty((last - place) // 4, np.uint32)
+            read_at(self._files[1], hashes, place)
+            move_texts(rows.view(np.uint32), cell, hashes.ctypes.data - place)
             texts.append(hashes)
         return len(rows)
 
@@ -256,7 +268,8 @@ class BlockCache:
                     with suppress(OSError):
                         (self._directory / name).unlink(missing_ok=True)
             for handle in self._handles:
-                handle.close()
+                with suppress(OSError):
+                    handle.close()
 
     def load(self, pieces: dict[int, list[_Piece]]) -> None:
         """Take all rows as written, with the pieces of an index."""
@@ -266,52 +279,52 @@ class BlockCache:
 def temporary_cache(rows: NDArray[np.int64], shape: Shape, size: int) -> BlockCache | str:
     """A cache in files without names, which are gone when the process is; or why there is none."""
     found = []
-    for directory in dict.fromkeys((tempfile.gettempdir(), "/var/tmp")):
-        with suppress(OSError):
-            status = os.statvfs(directory)
-            free = status.f_bavail * status.f_frsize
-            if _filesystem(directory) in _IN_MEMORY:
-                found.append(f"{directory} is in memory")
-            elif free < size + size // 4 + SPARE_BYTES:
-                found.append(f"{directory} has {free / 1e9:.1f} GB free")
-            else:
-                return BlockCache(rows, shape, (_nameless(directory), _nameless(directory)))
-    return f"a cache of encoded blocks would take {size / 1e9:.1f} GB, and {', '.join(found)}"
-
-
-def _nameless(directory: str) -> int:
-    descriptor, path = tempfile.mkstemp(prefix="streamgd-", dir=directory)
-    os.unlink(path)
-    return descriptor
+    with suppress(OSError):  # there is no directory for temporary files
+        for directory in dict.fromkeys((tempfile.gettempdir(), "/var/tmp")):
+            try:
+                status = os.statvfs(directory)
+                free = status.f_bavail * status.f_frsize
+                if filesystem(directory) in _IN_MEMORY:
+                    found.append(f"{directory} is in memory")
+                elif free < size + size // 4 + SPARE_BYTES:
+                    found.append(f"{directory} has {free / 1e9:.1f} GB free")
+                else:
+                    return BlockCache(rows, shape, nameless(directory))
+            except OSError as error:
+                found.append(f"{directory} cannot be used ({error.strerror})")
+    why = ", ".join(found) or "no directory for temporary files can be written to"
+    return f"a cache of encoded blocks would take {size / 1e9:.1f} GB, and {why}"
 
 
 def kept_cache(directory: Path, rows: NDArray[np.int64], shape: Shape, key: dict[str, Any]) -> BlockCache | str:
     """A cache in a directory, as an earlier job left it if that was about the same; or why there is none."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        return f"the cache directory {directory} cannot be used ({error.strerror})"
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        known, pieces = _load_index(directory / INDEX)
-        same = known == key and _whole(directory, rows, shape)
-        if not same:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            (directory / INDEX).unlink(missing_ok=True)
-        flags = (os.O_RDONLY if same else os.O_RDWR | os.O_CREAT | os.O_TRUNC) | os.O_NOFOLLOW
-        files = os.open(directory / ROWS, flags, 0o666), os.open(directory / TEXTS, flags, 0o666)
-    except OSError as error:
-        os.close(lock)
-        busy = isinstance(error, BlockingIOError)
-        return f"the cache directory {directory} " + (
-            "is used by another job" if busy else f"cannot be used ({error.strerror})"
-        )
+    with ExitStack() as undo:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = own(directory / LOCK, os.O_RDWR | os.O_CREAT)
+            undo.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            known, pieces = _load_index(directory / INDEX)
+            same = known == key and _whole(directory, rows, shape)
+            if not same:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                (directory / INDEX).unlink(missing_ok=True)
+            files = []
+            for name in (ROWS, TEXTS):
+                files.append(own(directory / name, os.O_RDONLY if same else os.O_RDWR | os.O_CREAT))
+                undo.callback(os.close, files[-1])
+                if not same:
+                    os.truncate(files[-1], 0)
+        except BlockingIOError:
+            return f"the cache directory {directory} is used by another job"
+        except OSError as error:
+            return f"the cache directory {directory} cannot be used ({error.strerror})"
+        undo.pop_all()
     remark = ""
     if not same and known:
         parts = [part for part in key if known.get(part) != key[part]]
         remark = f"the cache in {directory} is of {_OTHERS[parts[0]] if parts else 'damaged files'}: it is made anew."
-    cache = BlockCache(rows, shape, files, directory=directory, key=key, lock=lock, remark=remark)
+    cache = BlockCache(rows, shape, (files[0], files[1]), directory=directory, key=key, lock=lock, remark=remark)
     if same:
         cache.load(pieces)
     return cache
@@ -334,64 +347,24 @@ def _whole(directory: Path, rows: NDArray[np.int64], shape: Shape) -> bool:
 
 
 def _save_index(path: Path, key: dict[str, Any], pieces: dict[int, list[_Piece]]) -> None:
-    from safetensors.numpy import save_file
-
     flat = [(group, piece) for group, some in sorted(pieces.items()) for piece in some]
     table = np.array([(group, piece.start, piece.rows, len(piece.dropped)) for group, piece in flat], np.int64)
     dropped = np.concatenate([np.zeros(0, np.int64), *(piece.dropped for _, piece in flat)])
-    with replacing(path) as temporary:
-        arrays = {"pieces": table.reshape(-1, 4), "dropped": dropped}
-        save_file(arrays, temporary, metadata={_KEY: json.dumps(key)})
+    write(path, _KEY, {"of": key}, {"pieces": table.reshape(-1, 4), "dropped": dropped})
 
 
 def _load_index(path: Path) -> tuple[dict[str, Any], dict[int, list[_Piece]]]:
     """What a cache is of, and its pieces; nothing if it cannot be read."""
-    from safetensors import SafetensorError, safe_open
-
     pieces: dict[int, list[_Piece]] = {}
     try:
-        with safe_open(path, framework="numpy") as file:
-            key = json.loads((file.metadata() or {})[_KEY])
-            table, dropped = file.get_tensor("pieces"), file.get_tensor("dropped")
-        at = 0
-        for group, start, rows, n in table.tolist():
-            pieces.setdefault(group, []).append(_Piece(start, rows, dropped[at : at + n]))
+        header, arrays = read(path, _KEY, "index", DataError)
+        key, at = header["of"], 0
+        for group, start, rows, n in arrays["pieces"].tolist():
+            pieces.setdefault(group, []).append(_Piece(start, rows, arrays["dropped"][at : at + n]))
             at += n
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (DataError, KeyError, ValueError, TypeError):
         return {}, {}
     return (key, pieces) if isinstance(key, dict) else ({}, {})
-
-
-def _filesystem(directory: str) -> str:
-    """Type of the filesystem of a directory, if the system tells."""
-    real, best, kind = os.path.realpath(directory), "", ""
-    with suppress(OSError), open("/proc/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            _, place, name, *_ = line.split()
-            inside = real == place or real.startswith(place.rstrip("/") + "/")
-            if inside and len(place) >= len(best):
-                best, kind = place, name
-    return kind
-
-
-def _bytes(values: NDArray[Any]) -> memoryview:
-    return memoryview(values).cast("B") if values.size else memoryview(b"")  # type: ignore[arg-type]
-
-
-def _write(descriptor: int, values: NDArray[Any], place: int) -> None:
-    view = _bytes(values)
-    while view:
-        written = os.pwrite(descriptor, view, place)
-        view, place = view[written:], place + written
-
-
-def _read(descriptor: int, values: NDArray[Any], place: int) -> None:
-    view = _bytes(values)
-    while view:
-        n = os.preadv(descriptor, [view], place)
-        if n == 0:
-            raise OSError("it is shorter than it was")
-        view, place = view[n:], place + n
 
 
 @contextmanager

@@ -199,9 +199,15 @@ def _place(entry: object) -> _Place:
     if not text or "\0" in text:
         raise ConfigError(f"{text!r} is not a path")
     if not _URI.match(text):
-        # Not normpath: with a symbolic link before it, ".." is not the directory that is written before it.
         parts = os.path.join(os.getcwd(), os.path.expanduser(text)).replace(os.sep, "/").split("/")
-        path = "/".join([parts[0], *(part for part in parts[1:] if part not in ("", "."))]) or "/"
+        parts = [parts[0], *(part for part in parts[1:] if part not in ("", "."))]
+        if ".." in parts:
+            # Not normpath: with a symbolic link before it, ".." is not the directory that is written before it. What
+            # is written below another directory under the names of the shards must not go up from there.
+            up = len(parts) - parts[::-1].index("..")
+            if os.path.isdir(base := "/".join(parts[:up])):
+                parts = [*os.path.realpath(base).rstrip("/").split("/"), *parts[up:]]
+        path = "/".join(parts) or "/"
         return _Place(text.encode("utf-8", "replace").decode(), pafs.LocalFileSystem(), path)
     shown = _CREDENTIALS.sub("://***@", text)
     # A question mark begins the query of a URI only where key=value follows, else it is a wildcard.

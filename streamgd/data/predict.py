@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..atomic import replacing
-from ..errors import ConfigError
+from ..atomic import make_directory, replacing
+from ..errors import ConfigError, OutputError
 from ..model import Model
 from .columns import require
 from .evaluate import encoded, model_encoder, predictions, with_dictionaries
@@ -55,7 +57,9 @@ def write_predictions(
     ------
     MissingColumn, ConfigError
         A column to keep is not in the data, has the name of an output column, or is named twice; or predictions would
-        be written over the data.
+        be written over the data, or outside of the directory.
+    OutputError
+        An output shard cannot be written; what was there before is as it was.
     """
     outputs = predictions(model, np.empty(0 if model.n_outputs == 1 else (0, model.n_outputs)))
     for name in keep:
@@ -64,7 +68,7 @@ def write_predictions(
             raise ConfigError(f"--keep {name}: the output has a column of this name already; leave it out.")
     if len(set(keep)) != len(keep):
         raise ConfigError(f"--keep {','.join(keep)} names a column twice.")
-    names = [Path(name).with_suffix(".parquet") for name in source.names]
+    names = [_output_name(name) for name in source.names]
     if len(set(names)) != len(names):
         raise ConfigError("two input shards would be written to one output file; predict them one by one.")
     # What stands in the path of every output shard is a column to its readers, and cannot be one of the file too.
@@ -81,13 +85,18 @@ def write_predictions(
     schema = pa.schema([*(source.schema.field(name) for name in keep), *((n, a.type) for n, a in outputs.items())])
     encoder, source = model_encoder(model, source), with_dictionaries(source, model)
     try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
+        make_directory(out)
+    except OutputError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTDIR):
+            raise
         raise ConfigError(f"--out {os.fspath(out)} is, or lies below, a file; name a directory.") from error
+    for below in names:
+        _check_inside(Path(out), below)
 
     def write(shard: int) -> Path:
         path, rows = Path(out) / names[shard], 0
-        with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        _check_inside(Path(out), names[shard])  # again: hours may have passed
+        with replacing(path) as temporary, _writer(temporary, schema) as writer:
             for row_group in range(*np.searchsorted(source.manifest.shard, [shard, shard + 1])):
                 for batch, encoded_rows in encoded(source, encoder, row_group, keep):
                     columns = [plain(batch.column(name), schema.field(name).type) for name in keep]
@@ -99,3 +108,37 @@ def write_predictions(
         return path
 
     return parallel(write, range(len(names)), n_jobs)
+
+
+def _output_name(name: str) -> Path:
+    """Name of an output shard, below the directory of the output."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:  # object stores take any name
+        raise ConfigError(f"shard {name!r}: an output shard of this name would lie outside of --out; predict it alone.")
+    return Path(path.with_suffix(".parquet"))
+
+
+def _check_inside(out: Path, name: Path) -> None:
+    """Refuse to write where a symbolic link leads out of the directory: whoever made it is not who named that."""
+    root, place = os.path.realpath(out), os.path.realpath(out / name.parent)
+    if os.path.commonpath([root, place]) != root:
+        raise ConfigError(
+            f"--out {out}: the output shard {name} would be written to {place}, outside of the directory; remove the "
+            f"symbolic link that leads there, or name another directory."
+        )
+
+
+@contextmanager
+def _writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """A Parquet writer that is closed once, and whose closing does not hide what came first."""
+    writer = pq.ParquetWriter(path, schema)
+    try:
+        yield writer
+    except BaseException:
+        with suppress(Exception):
+            writer.close()
+        raise
+    else:
+        writer.close()
+    finally:
+        writer.is_open = False  # or it closes itself once more when it is collected, and complains

@@ -17,8 +17,10 @@ from streamgd import SGDClassifier
 from streamgd.config import Config
 from streamgd.data import cache as caches
 from streamgd.data.cache import INDEX, ROWS, TEXTS, Shape, kept_cache, temporary_cache
+from streamgd.data.shuffle import Run
 from streamgd.data.source import ParquetSource
 from streamgd.job import prepare
+from streamgd.kernels.hashing import write_texts
 from streamgd.state import Result, State
 from streamgd.trainer import train
 
@@ -101,7 +103,7 @@ def test_weights_are_the_same_with_and_without(
     plain, _, _ = fit(path, cache=None, **options)
     assert cached.model.sha256() == plain.model.sha256()
     assert cached.losses == plain.losses and cached.skipped_rows == plain.skipped_rows
-    assert not cached.cache_trouble
+    assert not cached.trouble
 
 
 def test_later_epochs_do_not_read_shards(write: Write) -> None:
@@ -124,7 +126,7 @@ def test_nothing_is_left_behind(write: Write, tmp_path: Path, monkeypatch: pytes
     place = tmp_path / "temporary"
     place.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(place))
-    monkeypatch.setattr(caches, "_filesystem", lambda directory: "ext4")
+    monkeypatch.setattr(caches, "filesystem", lambda directory: "ext4")
     source = ParquetSource(write(table(), row_group_rows=100))
     job, feed = prepare(source, "y", Config(epochs=2, window_rows=200).check())
 
@@ -205,7 +207,7 @@ def test_files_that_were_cut_are_noticed(write: Write, tmp_path: Path) -> None:
     for name in (ROWS, TEXTS):
         os.truncate(place / name, os.path.getsize(place / name) // 2)
         found, _, _ = fit(path, cache=str(place), text=("t",))
-        assert "shorter than it was" in found.cache_trouble
+        assert "shorter than it was" in found.trouble[0]
         assert found.model.sha256() == expected
         assert not (place / INDEX).exists()
         fit(path, cache=str(place), text=("t",))
@@ -230,7 +232,7 @@ def test_a_full_disk_costs_time_only(
     monkeypatch.setattr(os, "pwrite", full)
     found, _, _ = fit(path, cache=str(place) if kept else "auto", text=("t",))
     assert found.model.sha256() == expected
-    assert "No space left on device" in found.cache_trouble and found.cache_trouble in found.remarks()
+    assert "No space left on device" in found.trouble[0] and found.trouble[0] in found.remarks()
     if kept:
         assert {file.name for file in place.iterdir()} == {"lock"}
 
@@ -280,12 +282,12 @@ def test_no_cache_is_made_where_none_helps(write: Write, monkeypatch: pytest.Mon
 def test_no_temporary_cache_in_memory_or_on_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, shape = np.array([10]), Shape(64, 16, 0)
     assert "free" in str(temporary_cache(rows, shape, 1 << 60))
-    monkeypatch.setattr(caches, "_filesystem", lambda directory: "tmpfs")
+    monkeypatch.setattr(caches, "filesystem", lambda directory: "tmpfs")
     assert "is in memory" in str(temporary_cache(rows, shape, 1))
 
 
 def test_the_type_of_a_filesystem_is_found() -> None:
-    assert caches._filesystem("/proc/self") == "proc"
+    assert caches.filesystem("/proc/self") == "proc"
 
 
 def test_an_epoch_that_began_in_its_middle_leaves_nothing_half(tmp_path: Path) -> None:
@@ -298,8 +300,6 @@ def test_an_epoch_that_began_in_its_middle_leaves_nothing_half(tmp_path: Path) -
     made.put(0, 0, 0, 2, rows[:2], none, [])  # late, of an epoch that is over
     assert made.holds(0) and not made.holds(1) and not made.complete
     out = np.zeros((4, 2), np.float32)
-    from streamgd.data.shuffle import Run
-
     assert made.get(Run(0, ((1, 3),)), out, []) == 2
     np.testing.assert_array_equal(out[:2], rows[1:3])
     assert made.get(Run(1, ((0, 1),)), out, []) is None
@@ -314,3 +314,64 @@ def test_the_estimator_takes_it(write: Write, tmp_path: Path) -> None:
     assert one.model_.sha256() == two.model_.sha256() and (tmp_path / "kept" / INDEX).exists()
     with pytest.raises(Exception, match="cache directory does nothing in partial_fit"):
         SGDClassifier(cache=tmp_path / "kept").partial_fit(path, "y", classes=[0, 1])
+
+
+@pytest.mark.parametrize("cells", [(0, 0xFFFFFFFF), (1, 0x7FFFFFFF), (1, 0xFFFFFFFF), (2, 0xFFFFFFFF), (2, 1 << 20)])
+@pytest.mark.parametrize("row", [0, 1, -1])
+def test_addresses_of_texts_that_are_damaged_are_not_gone_to(tmp_path: Path, cells: tuple[int, int], row: int) -> None:
+    """A row says where its hashes lie, and kernels would read there."""
+    shape = Shape(32, 4, 1)
+    made = kept_cache(tmp_path, np.array([4]), shape, {"version": "1"})
+    assert not isinstance(made, str)
+    hashes = np.arange(7, dtype=np.uint32)
+    rows = np.zeros((4, 8), np.float32)
+    write_texts(hashes.ctypes.data, np.array([2, 2, 6, 7]), 4, shape.text_cell, rows.view(np.uint32))
+    made.put(0, 0, 0, 4, rows, np.zeros(0, np.int64), [hashes])
+    run, out, texts = Run(0, ((0, 4),)), np.zeros((4, 8), np.float32), []
+    assert made.get(run, out, texts) == 4 and np.array_equal(texts[0], hashes)
+    place, value = cells
+    stored = np.memmap(tmp_path / ROWS, np.uint32, "r+", shape=(4, 8))
+    stored[row, shape.text_cell + place] = value
+    stored.flush()
+    texts.clear()
+    assert made.get(run, out, texts) is None and not texts
+    assert "given up" in made.trouble and ("damaged" in made.trouble or "shorter" in made.trouble)
+    made.close()
+    assert {file.name for file in tmp_path.iterdir()} == {"lock"}
+
+
+def test_no_directory_for_temporary_files_costs_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(caches.tempfile, "gettempdir", none)
+    assert "no directory for temporary files" in str(temporary_cache(np.array([10]), Shape(64, 16, 0), 1))
+
+
+@pytest.mark.parametrize("call", ["mkstemp", "statvfs"])
+def test_a_directory_for_temporary_files_that_fails_costs_time_only(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, real = [], caches.tempfile.mkstemp
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if call == "mkstemp" and len(calls) == 1:
+            return real(*arguments, **options)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(caches.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(caches, "filesystem", lambda directory: "ext4")
+    monkeypatch.setattr(caches, "SPARE_BYTES", 0)
+    monkeypatch.setattr(caches.tempfile if call == "mkstemp" else caches.os, call, fail)
+    before = set(os.listdir("/proc/self/fd"))
+    found = temporary_cache(np.array([10]), Shape(64, 16, 0), 1)
+    assert f"{tmp_path} cannot be used (No space left on device)" in str(found)
+    assert set(os.listdir("/proc/self/fd")) == before and not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_fails_leaves_nothing_open(tmp_path: Path) -> None:
+    (tmp_path / TEXTS).mkdir()
+    before = set(os.listdir("/proc/self/fd"))
+    assert "cannot be used" in str(kept_cache(tmp_path, np.array([4]), Shape(8, 0, 0), {"version": "1"}))
+    assert set(os.listdir("/proc/self/fd")) == before
