@@ -66,6 +66,7 @@ def tune(
     hash_bits: opt.HashBits = None,
     weight: opt.Weight = None,
     cache: opt.Cache = "auto",
+    on_error: opt.OnError = "raise",
     partitions: opt.Partitions = 1,
     memory_limit: opt.Limit = None,
     threads: opt.Threads = None,
@@ -135,10 +136,12 @@ def run(
     points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
     configs = [replace(settings, **point).check() for point in points]
     check_model_path(path)
-    source = ParquetSource(shards, n_jobs=settings.n_jobs)
+    source = ParquetSource(shards, n_jobs=settings.n_jobs, on_error=settings.on_error)
     compile_kernels(source, settings, len(points))
     began = perf_counter()
-    held_out = ParquetSource(validation, n_jobs=settings.n_jobs) if validation else None
+    held_out = None
+    if validation:
+        held_out = ParquetSource(validation, n_jobs=settings.n_jobs, on_error=settings.on_error)
     job, feed = prepare(source, target, configs[0], weight=weight, validation=held_out, beside=configs)
     print(
         f"{len(points)} models side by side on {source.manifest.n_rows:,} rows, {job.labels.task} of {target!r} by "

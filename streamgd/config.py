@@ -84,6 +84,7 @@ class Config:
     missing_indicator: bool = False
     hash_bits: int | None = None
     cache: str | None = "auto"
+    on_error: Literal["raise", "skip"] = "raise"
     partitions: int = 1
     memory_limit: int | None = None
     n_jobs: int | None = None
@@ -98,6 +99,7 @@ class Config:
         _one_of("learning_rate", self.schedule.name, SCHEDULES, "; a number is given as eta0")
         if self.penalty is not None:
             _one_of("penalty", self.penalty, PENALTIES)
+        _one_of("on_error", self.on_error, dict.fromkeys(("raise", "skip")))
         if self.loss is not None:
             _one_of("loss", self.loss, LOSSES)
             if self.task is not None and LOSSES[self.loss].task != self.task:

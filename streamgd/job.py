@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,17 +14,19 @@ from .data.cache import BlockCache
 from .data.caching import open_cache
 from .data.columns import find_columns
 from .data.encode import Encoder
-from .data.labels import AUTO_CLASSES, Labels, scan_labels
-from .data.profile import Scales, measure_scales
+from .data.labels import Labels
+from .data.profile import Scales
 from .data.rowgroups import Source
+from .data.seen import Seen
 from .data.shuffle import HELD_OUT, Plan, random_order
 from .data.target import Target
 from .data.threads import available_cpus
-from .errors import ConfigError, TooManyClasses
+from .errors import CheckpointError, ConfigError
 from .features import Column, FeatureSpec
 from .kernels.problem import Problem, common
+from .look import check_classes, look, recall, weigh
 from .losses import Loss
-from .memory import current_rss
+from .memory import job_limit, process_bytes
 from .memoryplan import MemoryPlan, Table, plan_memory
 from .model import Model
 
@@ -43,6 +45,7 @@ class Job:
     loss: Loss
     labels: Labels
     scales: Scales
+    seen: Seen
     encoder: Encoder
     batch_rows: int
     inverse_scale: NDArray[np.float64]
@@ -124,15 +127,17 @@ class Feed:
 
     def remarks(self) -> list[str]:
         """What a user should know before training."""
-        found, memory = [self.cache_remark] if self.cache_remark else [], self.memory
+        found, memory = self.source.left_out.remarks(), self.memory
+        found += [self.cache_remark] if self.cache_remark else []
+        found += [] if self.validation is None else self.validation.left_out.remarks()
         if memory.lowered:
             found.append(
-                f"the memory limit lowers the window from {memory.wanted_rows:,} to {self.plan.capacity:,} rows: the "
-                f"shuffle is coarser, and the weights differ from those of a larger limit."
+                f"{memory.limited_by} lowers the window from {memory.wanted_rows:,} to {self.plan.capacity:,} rows: "
+                f"the shuffle is coarser, and the weights differ from those of a larger limit."
             )
         if memory.hash_bits < memory.wanted_hash_bits:
             found.append(
-                f"the memory limit lowers the table of hashed weights from 2^{memory.wanted_hash_bits} to "
+                f"{memory.limited_by} lowers the table of hashed weights from 2^{memory.wanted_hash_bits} to "
                 f"2^{memory.hash_bits}: more features share a weight."
             )
         if self.plan.streamed:
@@ -154,11 +159,13 @@ def prepare(
     endless: bool = False,
     validation: Source | None = None,
     beside: Sequence[Config] = (),
+    seen: Seen | None = None,
 ) -> tuple[Job, Feed]:
     """Look at the data and fix everything that is not learned.
 
     ``classes`` are labels that may come besides those in the data; ``endless`` says that these are only the first rows;
-    ``beside`` are configurations of models to train side by side, of which ``config`` is one.
+    ``beside`` are configurations of models to train side by side, of which ``config`` is one; ``seen`` is what an
+    earlier look at the same data told, which is then not taken again.
 
     Raises
     ------
@@ -172,27 +179,32 @@ def prepare(
     config.check()
     if config.early_stopping and validation is None:
         source, validation = hold_out(source, config.validation_fraction, config.seed)
+    source = source.for_job(config.on_error)
+    validation = None if validation is None else validation.for_job(config.on_error)
     columns = find_columns(source, target=target, weight=weight, selection=config.selection)
     raw = Encoder(FeatureSpec.raw(columns), Target(target), weight)
-    resident = current_rss()  # before anything is read: a process that has read already keeps some of it
+    # Before anything is read: a process that has read already keeps some of it.
+    resident = process_bytes(config.memory_limit)
     n_jobs = _plan_memory(source, raw, config, Table(), 0, validation, resident).n_jobs
-    labels = scan_labels(source, target, task=config.task, weight=weight, classes=classes, n_jobs=n_jobs)
+    if seen is None:
+        source, seen = look(source, raw, config, classes=classes, n_jobs=n_jobs)
+    else:
+        source = recall(source, seen)
+    labels, scales = seen.labels, seen.scales
+    if len(scales.mean) != raw.spec.n_features:
+        raise CheckpointError(
+            f"the checkpoint is of {len(scales.mean)} numbers a row, and the data have {raw.spec.n_features}."
+        )
     loss = config.loss_for(labels.task)
-    _check_classes(labels, loss, target)
-    labels, class_weight = _weigh_classes(labels, config, target)
+    check_classes(labels, loss, target)
+    raw, labels = weigh(raw, labels, config)
     total_weight = None if endless else labels.rows * labels.weight_mean
     config = config.settled(total_weight)
     start = _start(labels, loss, config)
     if not loss.degree:
         labels = replace(labels, scale=1.0)
     least = 0.0 if loss.link == "log" else -np.inf
-    raw = replace(raw, target=labels.target(target), class_weight=class_weight, weight_scale=1.0 / labels.weight_mean)
-    scales = measure_scales(
-        source.with_dictionaries(raw.spec.dictionaries),
-        raw if class_weight is not None else replace(raw, target=None),
-        seed=config.seed,
-        n_jobs=n_jobs,
-    )
+    raw = replace(raw, target=labels.target(target))
     columns = tuple(replace(column, varied=column.label in scales.varied) for column in columns)
     source = source.with_dictionaries(FeatureSpec.raw(columns).dictionaries)
     if config.missing_indicator:
@@ -210,6 +222,7 @@ def prepare(
         loss=loss,
         labels=labels,
         scales=scales,
+        seen=seen,
         encoder=encoder,
         batch_rows=config.batch_rows(labels.rows),
         inverse_scale=inverse_scale,
@@ -268,43 +281,6 @@ def _row_length(encoder: Encoder, scales: Scales, inverse_scale: NDArray[np.floa
     return float(np.sqrt(1.0 + variance.sum() + hashed))
 
 
-def _check_classes(labels: Labels, loss: Loss, target: str) -> None:
-    if labels.classes is not None and len(labels.classes) > max(AUTO_CLASSES, labels.rows // 4):
-        raise TooManyClasses(
-            f"target {target!r} holds {len(labels.classes):,} classes in {labels.rows:,} rows, which leaves "
-            f"too few rows to learn each from. For numbers use --task regression."
-        )
-    if labels.classes is not None and len(labels.classes) > 2 and loss.link != "logit":
-        raise TooManyClasses(
-            f"Only binary classification is supported by loss={loss.name!r}, but target {target!r} holds "
-            f"{len(labels.classes)} classes. Use loss='log_loss', or for numbers --task regression."
-        )
-
-
-def _weigh_classes(labels: Labels, config: Config, target: str) -> tuple[Labels, NDArray[np.float64] | None]:
-    """Factors of the weights of the classes, and what they make of the sums that the scan gave."""
-    if config.class_weight is None or labels.classes is None or labels.class_weight is None:
-        if config.class_weight is not None:
-            raise ConfigError(f"class_weight does nothing: target {target!r} is for a regression.")
-        return labels, None
-    total, known = labels.class_weight.sum(), labels.classes.to_pylist()
-    if isinstance(config.class_weight, Mapping):
-        factors = np.ones(len(known))
-        for name, factor in config.class_weight.items():
-            # In JSON and on the command line every key is a string.
-            places = [k for k, label in enumerate(known) if name == label or str(name) == str(label)]
-            if not places:
-                raise ConfigError(f"class_weight names {name!r}, but the classes are {known[:20]!r}.")
-            factors[places] = factor
-    else:
-        factors = total / (len(known) * np.maximum(labels.class_weight, 1e-300))
-    weights = labels.class_weight * factors
-    if not weights.sum() > 0:
-        raise ConfigError("class_weight gives all rows the weight 0.")
-    mean = labels.weight_mean * float(weights.sum() / total)
-    return replace(labels, class_weight=weights, weight_mean=mean), factors
-
-
 def _start(labels: Labels, loss: Loss, config: Config) -> NDArray[np.float64]:
     """Intercepts of the base rate: log-odds, log-probabilities or a log; a regression's mean is already taken off."""
     if not config.fit_intercept or loss.link not in ("logit", "log"):
@@ -333,6 +309,7 @@ def feed(job: Job, source: Source) -> Feed:
     MemoryLimitError
         The source cannot be streamed in the memory limit.
     """
+    source = source.for_job(job.config.on_error)
     memory = _plan_memory(source, job.encoder, job.config, job.table, job.scales.text_bytes)
     return _feed(job, source, memory)
 
@@ -377,6 +354,7 @@ def _plan_memory(
         text_bytes=text_bytes,
         validation=None if validation is None else validation.manifest,
         resident=resident,
+        bound=job_limit(config.memory_limit),
     )
 
 

@@ -149,6 +149,8 @@ def _configs(template: Any, grid: Grid, *, free: bool = False) -> tuple[list[Con
         )
     if not points or not names:
         raise ConfigError("the grid is empty; give for example {'alpha': [1e-6, 1e-5, 1e-4]}.")
+    if getattr(template, "checkpoint", None) is not None:
+        raise ConfigError("models that are trained side by side have no checkpoint; leave it out.")
     configs = []
     for point in points:
         one = clone(template).set_params(**point)
@@ -258,7 +260,9 @@ class SGDSearchCV(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
         classes = None
         if template._task == "classification":  # a fold may lack one
             jobs = template.n_jobs or available_cpus()
-            known = scan_labels(source, target, task="classification", weight=weight, n_jobs=jobs).classes
+            known = scan_labels(
+                source.for_job(configs[0].on_error), target, task="classification", weight=weight, n_jobs=jobs
+            ).classes
             classes = None if known is None else known.to_pylist()
         found: list[list[Standing]] = []
         for train, test in splits:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from ..errors import ConfigError, MissingColumn, SchemaMismatch, UnusableColumns
+from ..errors import ConfigError, DataError, MissingColumn, SchemaMismatch, UnusableColumns
 from ..features import CALENDAR, Column, Selection
 from .buffers import is_number
+from .leftout import refuse_nothing
 from .rowgroups import Source
 from .vectors import vector_parts
 
@@ -24,6 +25,7 @@ def is_vector(kind: pa.DataType) -> bool:
         (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
         and is_number(kind.value_type)
         and not types.is_dictionary(kind.value_type)
+        and getattr(kind, "list_size", 0) >= 0  # a file may say anything
     )
 
 
@@ -74,7 +76,7 @@ def require(schema: pa.Schema, name: str, role: str) -> None:
         raise MissingColumn(f"{role} column {name!r} is not in the data, which have {', '.join(schema.names)}.")
 
 
-def check_columns(columns: Sequence[Column], schema: pa.Schema) -> None:
+def check_columns(columns: Sequence[Column], schema: pa.Schema, where: str = "the data") -> None:
     """Raise MissingColumn or SchemaMismatch if data of a schema cannot be encoded as these columns."""
     for column in columns:
         for name in column.sources:
@@ -83,7 +85,7 @@ def check_columns(columns: Sequence[Column], schema: pa.Schema) -> None:
             accepts, what = ACCEPTED[column.kind]
             if not accepts(kind):
                 raise SchemaMismatch(
-                    f"the model's column {name!r} holds {what} ({column.kind}), but the data hold {kind}."
+                    f"the model's column {name!r} holds {what} ({column.kind}), but in {where} it is {kind}."
                 )
 
 
@@ -227,8 +229,12 @@ def _first_length(source: Source, field: pa.Field) -> int:
         return int(field.type.list_size)
     for row_group in range(source.manifest.n_row_groups):
         reader = source.open(row_group, [field.name], 1024)
-        for batch in reader.read(int(source.manifest.rows[row_group])):
-            _, _, present, lengths = vector_parts(batch.column(0))
-            if present.any():
-                return int(lengths[present.argmax()])
+        try:
+            for batch in reader.read(int(source.manifest.rows[row_group])):
+                _, _, present, lengths = vector_parts(batch.column(0))
+                if present.any():
+                    return int(lengths[present.argmax()])
+        except DataError as error:
+            source.left_out.note(error, source.manifest, row_group, whole=True)
+    refuse_nothing(source, source.left_out.whole)
     raise UnusableColumns(f"column {field.name!r} is null in every row, so its lists have no length: drop it.")

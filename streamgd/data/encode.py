@@ -15,6 +15,7 @@ from ..features import TEXT_CELLS, Column, FeatureSpec, Layout
 from ..kernels import layout as kernels
 from . import strings
 from .buffers import CODES, Buffers, buffers, floats, native, native_batch, native_type
+from .reading import reading
 from .target import Target, sample_weights
 from .vectors import CENTRE_ROWS, middles, vector_parts
 
@@ -167,6 +168,12 @@ class Encoder:
         int
             Rows written: those of the batch less those whose target is null.
         """
+        with reading(where):  # what Arrow decoded may still be nonsense
+            return self._encode(batch, out, where, alive)
+
+    def _encode(
+        self, batch: pa.RecordBatch, out: NDArray[np.float32], where: str, alive: list[NDArray[np.uint32]]
+    ) -> int:
         n: int = batch.num_rows
         out = out[:n]
         y = self.target.encode(batch.column(self.target.name), where) if self.target is not None else None

@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..errors import AllNullTarget, BadWeight
+from ..errors import AllNullTarget, BadWeight, DataError
 from ..kernels.reference_losses import LOSSES as TWINS
 from ..losses import LOSSES
 from ..metrics import BinaryMetrics, MulticlassMetrics, RegressionMetrics
 from ..model import Model, log_softmax
 from .columns import check_columns, require
 from .encode import Encoder
+from .leftout import refuse_nothing
 from .rowgroups import Source
 from .target import Target, sample_weights
 from .threads import consecutive, ordered, parallel
@@ -35,7 +36,8 @@ def model_encoder(model: Model, source: Source) -> Encoder:
     MissingColumn, SchemaMismatch
         The data lack a column of the model, or hold it with a type that is not of its kind.
     """
-    check_columns(model.spec.columns, source.schema)
+    more = f" and {len(source.names) - 1:,} more shards" if len(source.names) > 1 else ""
+    check_columns(model.spec.columns, source.schema, f"{source.names[0]}{more}")
     return Encoder(model.spec)
 
 
@@ -95,9 +97,10 @@ def evaluate(
 
     def score(row_groups: range) -> Any:
         metrics = metrics_of()
-        for margin, truth, weights in _scored(source, model, encoder, row_groups, y, weight):
-            scores = margin if model.task == "classification" else model.values(margin)
-            metrics.update(log_softmax(scores) if scores.ndim == 2 else scores, truth, weights)
+        for row_group in row_groups:
+            for margin, truth, weights in _scored(source, model, encoder, row_group, y, weight):
+                scores = margin if model.task == "classification" else model.values(margin)
+                metrics.update(log_softmax(scores) if scores.ndim == 2 else scores, truth, weights)
         return metrics
 
     y = Target(target or model.target, model_classes(model))
@@ -120,31 +123,40 @@ def evaluate(
 
 
 def _scored(
-    source: Source, model: Model, encoder: Encoder, row_groups: range, y: Target, weight: str | None
+    source: Source, model: Model, encoder: Encoder, row_group: int, y: Target, weight: str | None
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[Any], NDArray[np.float64] | None]]:
-    """Margins, targets and weights of the rows of row groups that have a target."""
-    extra = [y.name] if weight is None else [y.name, weight]
-    for row_group in row_groups:
-        where = source.describe(row_group)
-        for batch, rows in encoded(source, encoder, row_group, extra):
-            truth = y.codes(batch.column(y.name), where) if y.classes else y.numbers(batch.column(y.name), where)
-            weights = None if weight is None else sample_weights(batch.column(weight), weight, where)
-            known = ~np.isnan(truth)
-            margin = model.margins(rows, encoder.layout)
-            yield margin[known], truth[known], None if weights is None else weights[known]
+    """Margins, targets and weights of the rows of a row group that have a target."""
+    extra, where = [y.name] if weight is None else [y.name, weight], source.describe(row_group)
+    for batch, rows in encoded(source, encoder, row_group, extra):
+        truth = y.codes(batch.column(y.name), where) if y.classes else y.numbers(batch.column(y.name), where)
+        weights = None if weight is None else sample_weights(batch.column(weight), weight, where)
+        known = ~np.isnan(truth)
+        margin = model.margins(rows, encoder.layout)
+        yield margin[known], truth[known], None if weights is None else weights[known]
 
 
 def mean_loss(
     source: Source, model: Model, loss_args: Sequence[float] = (0.0, 0.0), *, weight: str | None = None, n_jobs: int = 1
 ) -> float:
-    """Mean of the model's own loss, in units of the target; ``loss_args`` are the loss's parameters in these units."""
+    """Mean of the model's own loss, in units of the target; ``loss_args`` are the loss's parameters in these units.
+
+    Row groups that are bad are left out whole, if that is allowed (see `LeftOut`).
+    """
     encoder, source = model_encoder(model, source), with_dictionaries(source, model)
     y = Target(model.target, model_classes(model))
     twin, args = TWINS[LOSSES[model.loss].code], np.array(loss_args)
 
     def score(row_groups: range) -> tuple[float, float, int]:
-        total, weight_sum, n = 0.0, 0.0, 0
-        for margin, truth, weights in _scored(source, model, encoder, row_groups, y, weight):
+        sums = 0.0, 0.0, 0
+        for row_group in row_groups:
+            try:
+                sums = add(row_group, *sums)
+            except DataError as error:
+                source.left_out.note(error, source.manifest, row_group)
+        return sums
+
+    def add(row_group: int, total: float, weight_sum: float, n: int) -> tuple[float, float, int]:
+        for margin, truth, weights in _scored(source, model, encoder, row_group, y, weight):
             if margin.ndim == 2:
                 value = -log_softmax(margin)[np.arange(len(truth)), truth.astype(np.intp)]
             else:
@@ -156,6 +168,7 @@ def mean_loss(
     parts = consecutive(source.manifest.n_row_groups, min(PARTS, 1 + source.manifest.n_rows // PART_ROWS))
     sums = np.array(list(ordered(score, parts, n_jobs))).sum(axis=0)
     if sums[2] == 0:
+        refuse_nothing(source, source.left_out.row_groups)
         raise AllNullTarget(
             f"target {y.name!r} is null in all {source.manifest.n_rows} rows: there is nothing to score."
         )

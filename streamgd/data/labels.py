@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..errors import AllNullTarget, BadWeight, NonFiniteTarget, SingleClass, TargetError, TooManyClasses
+from ..errors import AllNullTarget, BadWeight, DataError, NonFiniteTarget, SingleClass, TargetError, TooManyClasses
 from .buffers import is_number
 from .columns import require
+from .leftout import remaining
+from .reading import reading
 from .rowgroups import Source
 from .target import Target, sample_weights
 from .threads import consecutive, ordered
@@ -29,6 +31,8 @@ MOST_CLASSES = 100_000
 PARTS = 64
 #: Integers in so small a range are counted by place, in half the time of hashing, and these by comparison, in a tenth.
 DENSE_RANGE, FEW = 4096, 4
+#: Weights are divided by their mean, which must be smaller than this and larger than its reciprocal.
+HUGE = 1e300
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ def scan_labels(
 ) -> Labels:
     """Read the target (and weight) column of all rows.
 
+    Row groups in which it is bad are left out of the whole job, if that is allowed (see `LeftOut`).
+
     Parameters
     ----------
     source : Source
@@ -114,6 +120,10 @@ def scan_labels(
         raise TargetError(f"target {target!r} is {kind}; a regression needs numbers.")
     if task == "classification" and pa.types.is_decimal(kind):
         raise TargetError(f"target {target!r} is {kind}; write classes as integers, booleans or strings.")
+    if weight is not None:
+        require(source.schema, weight, "weight")
+        if not is_number(source.schema.field(weight).type):
+            raise BadWeight(f"weight column {weight!r} is {source.schema.field(weight).type}; it must be numbers.")
     if task is None and (pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         task = "regression"
     if task is None and categorical:
@@ -123,9 +133,15 @@ def scan_labels(
     for part in ordered(scan.read, consecutive(source.manifest.n_row_groups, PARTS), n_jobs):
         found.absorb(part)
     if found.rows == 0:
-        raise AllNullTarget(f"target {target!r} is null in all {source.manifest.n_rows} rows: nothing can be learned.")
+        rows = remaining(source).manifest.n_rows
+        raise AllNullTarget(f"target {target!r} is null in all {rows} rows: nothing can be learned.")
     if weight is not None and found.weight == 0:
         raise BadWeight(f"weight column {weight!r} is 0 in every row with a target.")
+    if not 1 / HUGE < found.weight / found.rows < HUGE:
+        raise BadWeight(
+            f"weight column {weight!r} is {found.weight / found.rows:g} in the mean, too far from 1 to divide by: give "
+            f"the weights in other units."
+        )
     for label in classes or ():
         found.classes.setdefault(label, 0.0)
     if task is None:
@@ -155,7 +171,7 @@ class _Part:
 
     def absorb(self, other: _Part) -> None:
         """Add the sums of other row groups."""
-        with np.errstate(over="ignore", invalid="ignore"):  # `_numbers` refuses what overflows
+        with np.errstate(over="ignore", invalid="ignore"):  # refused when all is added up
             self.add_numbers(other.weight, other.mean, other.spread)
         self.rows += other.rows
         self.missing += other.missing
@@ -178,8 +194,14 @@ class _LabelScan:
     def read(self, row_groups: range) -> _Part:
         found = _Part()
         for row_group in row_groups:
-            part = self._part(row_group)
-            part.spread_within, part.mixed_within = part.spread, _mixed(part.classes)
+            try:
+                # What Arrow decoded may still be nonsense; what overflows is refused when all is added up.
+                with reading(self.source.describe(row_group)), np.errstate(over="ignore", invalid="ignore"):
+                    part = self._part(row_group)
+                    part.spread_within, part.mixed_within = part.spread, _mixed(part.classes)
+            except DataError as error:
+                self.source.left_out.note(error, self.source.manifest, row_group, whole=True)
+                continue
             found.absorb(part)
         return found
 
@@ -200,21 +222,27 @@ class _LabelScan:
             if len(values) == 0:
                 continue
             if self.task == "regression":
-                self._moments(part, Target(self.target).numbers(values, where), weights)
+                self._moments(part, Target(self.target).numbers(values, where), weights, where)
             else:
                 self._count(part, values, weights, where)
             part.rows += len(values)
             part.weight += len(values) if weights is None else float(weights.sum())
         return part
 
-    def _moments(self, part: _Part, numbers: NDArray[np.float64], weights: NDArray[np.float64] | None) -> None:
+    def _moments(
+        self, part: _Part, numbers: NDArray[np.float64], weights: NDArray[np.float64] | None, where: str
+    ) -> None:
         """Merge mean and sum of squared deviations (Chan, Golub, LeVeque 1983)."""
         weight = float(len(numbers) if weights is None else weights.sum())
         if weight == 0:
             return
-        with np.errstate(over="ignore", invalid="ignore"):  # `_numbers` refuses what overflows
-            mean = float(np.average(numbers, weights=weights))
-            spread = float(np.average((numbers - mean) ** 2, weights=weights)) * weight
+        mean = float(np.average(numbers, weights=weights))
+        spread = float(np.average((numbers - mean) ** 2, weights=weights)) * weight
+        if not np.isfinite(spread) and not np.isfinite(np.square(numbers).sum()):
+            raise NonFiniteTarget(
+                f"{where}: target {self.target!r} holds numbers so large that their variance overflows, such as "
+                f"{numbers[np.argmax(np.abs(numbers))]:g}: mend them, or use other units."
+            )
         part.add_numbers(weight, mean, spread)
 
     def _count(self, part: _Part, values: pa.Array, weights: NDArray[np.float64] | None, where: str) -> None:
@@ -226,10 +254,16 @@ class _LabelScan:
         if is_number(self.kind) and (self.task is None or not pa.types.is_integer(self.kind)):
             numbers = Target(self.target).numbers(distinct, where)  # refuses NaN
             if self.task is None:
-                self._moments(part, numbers, counts)
+                self._moments(part, numbers, counts, where)
         if self.task is None and len(part.classes) > AUTO_CLASSES:
             return
-        labels = distinct.to_pylist()
+        try:
+            labels = distinct.to_pylist()
+        except UnicodeDecodeError as error:
+            raise TargetError(
+                f"{where}: target {self.target!r} holds a label that is no text in UTF-8, {error.object[:20]!r}. Mend "
+                f"it, or write the labels as integers."
+            ) from error
         for label, count in zip(labels, counts.tolist(), strict=True):
             part.classes[label] = part.classes.get(label, 0.0) + count
         self.distinct.update(labels)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import DataError
 from ..features import MOST_HASH_BITS
 from ..kernels.moments import add_moments
 from .encode import Encoder
@@ -33,6 +34,8 @@ SAMPLE_ROW_GROUPS = (8, 32)
 #: Of hashes that are more than so many in the sample, and of the n-grams of texts, those are counted that begin with
 #: so many zero bits: one in 16.
 MOST_COUNTED, ZEROS = 1 << 22, 4
+#: What varies by less counts as constant: float32 could not hold the coefficient of a feature that is divided by it.
+LEAST_SCALE = 1e-36
 #: A category is varied if more than this share of the values of a record batch are different.
 VARIED = 0.3
 #: Slots for each hashed feature: 16 while the table fits a processor's cache (2^18 slots of 16 bytes), else 2.
@@ -179,6 +182,7 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
 
     Each record batch is centred on a typical value of its own first, so that a mean far from 0 costs no digits, not
     even where a column has no values before; batches are merged in their order, so that threads do not matter.
+    Row groups that are bad where the sample lies are left out of the whole job, if that is allowed (see `LeftOut`).
 
     Parameters
     ----------
@@ -192,14 +196,28 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
         Threads.
     """
     pieces = sample_pieces(source.manifest.rows, seed, encoder.row_cost)
-    sampled = sum(stop - start for _, start, stop in pieces)
-    zeros = 0 if sampled * encoder.layout.n_index <= MOST_COUNTED else ZEROS
-    moments, weights, counts = Moments.none(encoder.spec.n_features), 0.0, _NOTHING
-    for batches, found in ordered(lambda piece: _piece(source, encoder, piece, zeros), pieces, n_jobs):
+    wanted = sum(stop - start for _, start, stop in pieces)
+    zeros = 0 if wanted * encoder.layout.n_index <= MOST_COUNTED else ZEROS
+    errors: list[DataError] = []
+
+    def measure(piece: tuple[int, int, int]) -> tuple[int, list[tuple[Moments, float]], _Counts]:
+        row_group, start, stop = piece
+        try:
+            return stop - start, *_piece(source, encoder, piece, zeros)
+        except DataError as error:
+            source.left_out.note(error, source.manifest, row_group, whole=True)
+            errors.append(error)
+            return 0, [], _NOTHING
+
+    moments, weights, counts, sampled = Moments.none(encoder.spec.n_features), 0.0, _NOTHING, 0
+    for rows, batches, found in ordered(measure, pieces, n_jobs):
+        sampled += rows
         counts = counts.merge(found)
         with np.errstate(over="ignore", invalid="ignore"):  # numbers that float32 does not hold are refused later
             for part, weight_sum in batches:
                 moments, weights = moments.merge(part), weights + weight_sum
+    if errors and not sampled:
+        raise errors[0]
     total = np.where(moments.weight > 0, moments.weight, 1)
     scale = np.sqrt(moments.second / total)
     magnitude = np.maximum(scale, np.sqrt(moments.fourth / np.where(moments.second > 0, moments.second, 1)))
@@ -209,8 +227,8 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
     distinct += _expected(counts.grams.times, share) * (1 << ZEROS)
     return Scales(
         mean=moments.mean,
-        scale=np.where(scale > 0, scale, 1.0),
-        magnitude=np.where(magnitude > 0, magnitude, 1.0),
+        scale=np.where(scale > LEAST_SCALE, scale, 1.0),
+        magnitude=np.where(magnitude > LEAST_SCALE, magnitude, 1.0),
         missing=np.clip(1 - moments.weight / max(weights, 1e-300), 0, 1),
         distinct=int(distinct),
         words=counts.words / max(1, counts.rows),

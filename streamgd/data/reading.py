@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import threading
 from collections import OrderedDict
@@ -12,11 +13,21 @@ from typing import Any
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..errors import MissingColumn, StreamgdError, UnreadableShard
+from ..addressspace import address_space_limit
+from ..crash import decoding
+from ..errors import MissingColumn, ReadFailed, StreamgdError, UnreadableShard
+from ..shortage import is_shortage, out_of_memory
 
 # Opening a file costs 15-30 µs a row group of it at 28 columns, so threads keep files open; this bounds what they keep.
 OPEN_FILES = 16
 OPEN_FOOTER_BYTES = 16 << 20
+
+# What the operating system says when storage failed, or it had no room left: nothing about the data.
+_STORAGE = {
+    *(errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.EPIPE),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN),
+    *(errno.ENETUNREACH, errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ENOTCONN),
+}
 
 
 class OpenFiles(threading.local):
@@ -36,6 +47,17 @@ class OpenFiles(threading.local):
         ):
             self._files.popitem(last=False)
         return self._files[shard][0]
+
+
+def marked(batches: Iterator[Any], where: str) -> Iterator[Any]:
+    """The same record batches; while one is decoded, its thread is known to be at it."""
+    batches = iter(batches)
+    while True:
+        with decoding(where):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def let_go(batches: Iterator[Any], rows: int) -> Iterator[Any]:
@@ -72,15 +94,36 @@ def abreast(readers: Sequence[Iterator[Any]]) -> Iterator[tuple[dict[str, Any], 
 
 
 @contextmanager
-def reading(where: str) -> Iterator[None]:
-    """Turn whatever goes wrong in Arrow or in a filesystem into an error that names the place."""
+def reading(where: str, culprit: Callable[[], str] = str) -> Iterator[None]:
+    """Turn whatever goes wrong in Arrow or in a filesystem into an error that names the place.
+
+    ``culprit`` is asked what to add to the name of the place.
+    """
     try:
         yield
     except StreamgdError:
         raise
     except Exception as exc:  # pyarrow raises a dozen types, filesystems of fsspec those of their own libraries
         reason = str(exc).strip().rstrip(".")
-        raise UnreadableShard(f"{where} cannot be read: {reason}; write the shard again or leave it out") from exc
+        if address_space_limit() is not None and is_shortage(exc):
+            raise out_of_memory(f"{where} cannot be read: {reason or type(exc).__name__}") from exc
+        if isinstance(exc, MemoryError) or getattr(exc, "errno", None) in _STORAGE:
+            short = "there is not enough memory" if isinstance(exc, MemoryError) else "its storage failed"
+            raise ReadFailed(f"{where} cannot be read, since {short}: {reason}. Mend that, and run again.") from exc
+        raise UnreadableShard(
+            f"{where}{culprit()} cannot be read: {reason}; write the shard again or leave it out"
+        ) from exc
+
+
+def broken_column(columns: Sequence[str], reader: Callable[[str], Iterator[Any]]) -> str:
+    """Find which of some columns cannot be read, by reading each of them; as a part of a message."""
+    for column in columns if len(columns) > 1 else ():
+        try:
+            for _ in reader(column):
+                pass
+        except Exception:  # as above
+            return f", column {column}"
+    return f", column {columns[0]}" if len(columns) == 1 else ""
 
 
 def select(schema: Any, columns: Sequence[str], batch_rows: int) -> Any:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, UnreadableShard
+
+if TYPE_CHECKING:
+    from .leftout import LeftOut, OnError
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,8 @@ class Manifest:
         Size of each shard on disk.
     schema : pyarrow.Schema
         Columns of the first shard with the types that hold every shard, then the hive columns.
+    large_pages : mapping of str to int
+        Memory that the pages of a column take beyond what they take of most, in the row groups that were looked at.
     """
 
     shard: NDArray[np.int32]
@@ -38,6 +43,7 @@ class Manifest:
     bytes: NDArray[np.int64]
     file_bytes: NDArray[np.int64]
     schema: Any
+    large_pages: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def n_rows(self) -> int:
@@ -140,6 +146,13 @@ class Source(Protocol):
     def names(self) -> Sequence[str]:
         """Name of each shard."""
 
+    @property
+    def left_out(self) -> LeftOut:
+        """What a job goes without, which all subsets of its source share."""
+
+    def for_job(self, on_error: OnError | None) -> Self:
+        """The source of a new job, which notes by itself what it leaves out."""
+
     def open(self, row_group: int, columns: Sequence[str], batch_rows: int) -> RowGroupReader:
         """Start reading some columns of a row group, in record batches of at most `batch_rows` rows."""
 
@@ -155,6 +168,9 @@ class Source(Protocol):
 
     def identity(self) -> str:
         """SHA-256 that changes whenever a shard may have changed."""
+
+    def shards(self) -> Sequence[tuple[str, int, int, str]]:
+        """Name, bytes, rows and a hash of each shard, by which a changed one is known."""
 
     def with_dictionaries(self, columns: Sequence[str]) -> Self:
         """Deliver some columns of strings as dictionaries where they lie so."""

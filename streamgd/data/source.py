@@ -8,25 +8,25 @@ metadata are never looked at from here, because doing so aborts the process on s
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, EmptyData, UnreadableShard
+from ..crash import decoding
+from ..errors import ConfigError, EmptyData, StreamgdError, UnreadableShard
+from .leftout import LeftOut, OnError
 from .paths import hive_column, relative_names, resolve
-from .reading import OPEN_FOOTER_BYTES, OpenFiles, abreast, digest, let_go, reading, select
+from .reading import OPEN_FOOTER_BYTES, OpenFiles, abreast, broken_column, digest, let_go, marked, reading, select
 from .rowgroups import Manifest, RowGroupReader, Source
+from .shards import Footer, ShardFiles
 from .table import TableSource
 from .threads import available_cpus
 from .widen import bit_width, cast, merge
@@ -50,6 +50,9 @@ class ParquetSource:
         What to read, see `streamgd.data.paths.resolve`.
     n_jobs : int, optional
         Threads that read footers, and that the cache of open files is sized for; by default one a CPU.
+    on_error : {"raise", "skip"}, optional
+        "skip" leaves out shards whose footer cannot be read, or whose schema does not fit, and notes them in
+        ``left_out``; see `LeftOut`.
 
     Raises
     ------
@@ -57,6 +60,8 @@ class ParquetSource:
         As `streamgd.data.paths.resolve` does.
     UnreadableShard
         A file is not Parquet, is encrypted, empty or damaged.
+    ReadFailed
+        The storage failed, which is no reason to leave a shard out.
     SchemaMismatch
         A shard lacks a column of the first, or has it with a type that does not widen safely.
     EmptyData
@@ -80,18 +85,24 @@ class ParquetSource:
     [[1, 2]]
     """
 
-    def __init__(self, spec: object, *, n_jobs: int | None = None) -> None:
+    def __init__(self, spec: object, *, n_jobs: int | None = None, on_error: OnError | None = None) -> None:
         if n_jobs is not None and n_jobs < 1:
             raise ConfigError(f"n_jobs is {n_jobs}; give a number of threads, at least 1")
         shards = resolve(spec)
-        self.names: Sequence[str] = relative_names(shards.paths)
-        self._filesystem, self._paths = shards.filesystem, shards.paths
         self._n_jobs = n_jobs or available_cpus()
+        self.left_out = LeftOut(on_error)
+        self._files = ShardFiles(shards.filesystem, shards.paths, relative_names(shards.paths))
         self._hive = {key: hive_column([values[key] for values in shards.hive]) for key in shards.hive[0]}
         self.manifest = self._plan()
         self._open_files = OpenFiles()
         self._dictionaries: frozenset[str] = frozenset()
+        self._plain: set[int] = set()  # shards whose strings cannot be decoded to dictionaries
         self._selected: tuple[tuple[str, ...] | None, Any] = None, None
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Name of each shard."""
+        return self._files.names
 
     @property
     def schema(self) -> Any:
@@ -122,8 +133,7 @@ class ParquetSource:
     @property
     def local_paths(self) -> list[str]:
         """Real paths of the shards if they are local files."""
-        local = isinstance(self._filesystem, pafs.LocalFileSystem)
-        return [os.path.realpath(path) for path in self._paths] if local else []
+        return [os.path.realpath(path) for path in self._files.paths] if self._files.local else []
 
     @property
     def partition_keys(self) -> list[str]:
@@ -146,18 +156,21 @@ class ParquetSource:
 
     def identity(self) -> str:
         """SHA-256 over names, sizes, times and footers of the shards."""
-        infos = self._filesystem.get_file_info(list(self._paths))
-        times = [str(getattr(info, "mtime_ns", None)) for info in infos]
-        with ThreadPoolExecutor(self._n_jobs, thread_name_prefix="streamgd-footer") as pool:
-            footers = list(pool.map(self._footer_digest, range(len(self._paths))))
-        return digest("\n".join([self.fingerprint(), *self._paths, *times, *footers]), self.manifest.bytes)
+        files = self._files
+        footers = map(files.digest, range(len(files.paths)))
+        return digest("\n".join([self.fingerprint(), *files.paths, *files.times(), *footers]), self.manifest.bytes)
 
-    def _footer_digest(self, shard: int) -> str:
-        with reading(f"shard {self.names[shard]}"), self._filesystem.open_input_file(self._paths[shard]) as file:
-            size = file.size()
-            length = int.from_bytes(file.read_at(8, max(0, size - 8))[:4], "little")
-            start = max(0, size - 8 - length)
-            return hashlib.sha256(file.read_at(size - start, start)).hexdigest()
+    def shards(self) -> list[tuple[str, int, int, str]]:
+        """Name, bytes, rows and SHA-256 of the footer of each shard: what tells whether it is the one that it was."""
+        rows = np.bincount(self.manifest.shard, self.manifest.rows, len(self.names))
+        footers = map(self._files.digest, range(len(self.names)))
+        return list(zip(self.names, self.manifest.file_bytes.tolist(), map(int, rows), footers, strict=True))
+
+    def for_job(self, on_error: OnError | None) -> Self:
+        """The source of a new job, which notes by itself what it leaves out."""
+        part = copy.copy(self)
+        part.left_out = self.left_out.fresh(on_error)
+        return part
 
     def subset(self, row_groups: NDArray[Any]) -> ParquetSource:
         """Restrict the source to some of its row groups, numbered anew."""
@@ -182,28 +195,39 @@ class ParquetSource:
         self.__dict__.update(state, _open_files=OpenFiles())
 
     def _plan(self) -> Manifest:
+        """Read the footers, and keep the shards that they are fit for."""
         rows, sizes, index, counts, file_bytes = (array("q") for _ in range(5))
+        kept, digests = array("q"), bytearray()
         fields: dict[str, Any] = {}
-        schemas: dict[Any, Any] = {}
         merged: set[Any] = set()
-        # Mostly waiting where files are remote, so more threads than CPUs.
-        threads = self._n_jobs if isinstance(self._filesystem, pafs.LocalFileSystem) else max(16, self._n_jobs)
-        with ThreadPoolExecutor(min(threads, len(self._paths)), thread_name_prefix="streamgd-footer") as pool:
-            footers = pool.map(lambda shard: self._footer(shard, schemas), range(len(self._paths)))
-            for name, footer in zip(self.names, footers, strict=True):
-                if footer.schema not in merged:
-                    merged.add(footer.schema)
-                    merge(fields, footer.schema, name, self._hive)
-                kept = [number for number, count in enumerate(footer.rows) if count]
-                index.extend(kept)
-                rows.extend(footer.rows[number] for number in kept)
-                sizes.extend(footer.sizes[number] for number in kept)
-                counts.append(len(kept))
+        with closing(self._footers()) as footers:
+            for shard, footer in enumerate(footers):
+                try:
+                    if isinstance(footer, StreamgdError):
+                        raise footer
+                    if footer.schema not in merged:
+                        widened = dict(fields)
+                        merge(widened, footer.schema, self.names[shard], self._hive)
+                        fields = widened
+                        merged.add(footer.schema)
+                except StreamgdError as error:
+                    self.left_out.note_shard(self.names[shard], error)
+                    continue
+                filled = [number for number, count in enumerate(footer.rows) if count]
+                index.extend(filled)
+                rows.extend(footer.rows[number] for number in filled)
+                sizes.extend(footer.sizes[number] for number in filled)
+                counts.append(len(filled))
                 file_bytes.append(footer.file_bytes)
+                kept.append(shard)
+                digests += footer.digest
+        if not kept and self.left_out.error is not None:
+            raise self.left_out.error
         if not rows:
-            raise EmptyData(f"no rows in {len(self.names)} shard(s), the first is {self.names[0]}")
+            raise EmptyData(f"no rows in {len(kept)} shard(s), the first is {self.names[kept[0]]}")
+        self._hive = {key: values.take(pa.array(kept)) for key, values in self._hive.items()}
         hive = [pa.field(key, values.type) for key, values in self._hive.items()]
-        return Manifest(
+        manifest = Manifest(
             shard=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
             index=np.array(index, np.int32),
             rows=np.array(rows, np.int64),
@@ -211,67 +235,74 @@ class ParquetSource:
             file_bytes=np.array(file_bytes, np.int64),
             schema=pa.schema([*fields.values(), *hive]),
         )
+        self._files = self._files.planned(kept, manifest.file_bytes, bytes(digests))
+        return replace(manifest, large_pages=self._files.large_pages(manifest))
 
-    def _footer(self, shard: int, schemas: dict[Any, Any]) -> _Footer:
-        with reading(f"shard {self.names[shard]}"), self._filesystem.open_input_file(self._paths[shard]) as file:
-            if (size := file.size()) == 0:
-                raise UnreadableShard(f"shard {self.names[shard]} is empty (0 bytes); write it again or remove it")
-            parquet = pq.ParquetFile(file, pre_buffer=False)
-            metadata, schema = parquet.metadata, parquet.schema_arrow.remove_metadata()
-            rows, sizes = array("q"), array("q")
-            for number in range(metadata.num_row_groups):
-                group = metadata.row_group(number)
-                rows.append(group.num_rows)
-                sizes.append(group.total_byte_size if group.total_byte_size > 0 else size)  # some writers leave it out
-            if sum(rows) != metadata.num_rows or min(rows, default=0) < 0:
-                raise UnreadableShard(
-                    f"shard {self.names[shard]}: its footer contradicts itself, it says {metadata.num_rows} rows, but "
-                    f"the row groups add up to {sum(rows)}; write it again or leave it out"
-                )
-            return _Footer(rows, sizes, size, schemas.setdefault(schema, schema))
+    def _footers(self) -> Generator[Footer | StreamgdError, None, None]:
+        """Footers in the order of the shards, or what is wrong with them."""
+        schemas: dict[Any, Any] = {}
+
+        def footer(shard: int) -> Footer | StreamgdError:
+            try:
+                return self._files.footer(shard, schemas)
+            except StreamgdError as error:
+                return error
+
+        # Mostly waiting where files are remote, so more threads than CPUs.
+        threads = self._n_jobs if self._files.local else max(16, self._n_jobs)
+        with ThreadPoolExecutor(min(threads, len(self.names)), thread_name_prefix="streamgd-footer") as pool:
+            yield from pool.map(footer, range(len(self.names)))
 
     def _batches(self, row_group: int, schema: Any, batch_rows: int) -> Iterator[Any]:
+        """Record batches of a row group; where an encoding cannot be decoded to dictionaries, with plain strings."""
+        begun, shard = False, int(self.manifest.shard[row_group])
+        try:
+            for batch in self._decoded(row_group, schema, batch_rows):
+                begun = True
+                yield batch
+        except UnreadableShard as error:
+            unable = "Not yet implemented" in str(error.__cause__) and shard not in self._plain
+            if begun or not unable or not self._dictionaries:
+                raise
+            self._plain.add(shard)
+            self._open_files = OpenFiles()
+            yield from self._decoded(row_group, schema, batch_rows)
+
+    def _decoded(self, row_group: int, schema: Any, batch_rows: int) -> Iterator[Any]:
         manifest, where = self.manifest, self.describe(row_group)
         shard, index = int(manifest.shard[row_group]), int(manifest.index[row_group])
         rows, size = int(manifest.rows[row_group]), int(manifest.bytes[row_group])
         names = [name for name in schema.names if name not in self._hive] or [self._narrowest()]
-        with reading(where):
-            file = self._open_files.get(shard, lambda: self._open(shard), OPEN_FOOTER_BYTES // self._n_jobs)
-            if index >= file.num_row_groups or file.metadata.row_group(index).num_rows != rows:
-                raise UnreadableShard(f"{where} is not what it was when the job began; begin again, without --resume")
+        file: Any = None
+
+        def read(columns: Sequence[str]) -> Iterator[Any]:
+            with decoding(where):
+                most = min(batch_rows, rows)
+                batches = file.iter_batches(most, row_groups=[index], columns=columns, use_threads=False)
+            return marked(batches, where)
+
+        def culprit() -> str:
+            self._files.check(shard)
+            if file is None or (shard, index) in self.left_out.row_groups:  # it is looked for once a row group
+                return ""
+            return broken_column(names, lambda name: read([name]))
+
+        with reading(where, culprit):
+            dictionaries = [] if shard in self._plain else list(self._dictionaries)
+            opened = self._open_files.get(
+                shard, lambda: self._files.open(shard, dictionaries), OPEN_FOOTER_BYTES // self._n_jobs
+            )
+            self._files.check_pages(row_group, manifest, opened, names, batch_rows, where)
+            file = opened.reader
             if size > BIG_ROW_GROUP:
                 buffer = min(max((32 << 20) // len(names), 64 << 10), 1 << 20)
-                file = self._open(shard, buffer_size=buffer, metadata=file.metadata)
+                file = self._files.open_again(shard, opened, dictionaries, buffer)
             group = COLUMNS_AT_ONCE if len(names) <= MANY_COLUMNS else len(names)
-            readers = [
-                let_go(
-                    file.iter_batches(
-                        min(batch_rows, rows),
-                        row_groups=[index],
-                        columns=names[first : first + group],
-                        use_threads=False,
-                    ),
-                    rows,
-                )
-                for first in range(0, len(names), group)
-            ]
+            readers = [let_go(read(names[first : first + group]), rows) for first in range(0, len(names), group)]
             if len(readers) == 1:
                 yield from self._conform_whole(readers[0], schema, shard, where)
             for columns, length in abreast(readers):
                 yield self._conform(columns, length, schema, shard, where)
-
-    def _open(self, shard: int, *, buffer_size: int = 0, metadata: Any = None) -> Any:
-        # Page checksums stay off: verifying them adds 20 % to decoding where a file has them (measured on snappy
-        # float32), and pyarrow for one writes none unless asked to.
-        file = self._filesystem.open_input_file(self._paths[shard])
-        return pq.ParquetFile(
-            file,
-            metadata=metadata,
-            read_dictionary=list(self._dictionaries),
-            pre_buffer=False,
-            memory_map=False,
-            buffer_size=buffer_size,
-        )
 
     def _conform_whole(self, batches: Iterator[Any], schema: Any, shard: int, where: str) -> Iterator[Any]:
         """Record batches of one reader as they are, if they have the columns asked for: none is touched in Python."""
@@ -307,14 +338,14 @@ class ParquetSource:
         return str(min((f for f in self.schema if f.name not in self._hive), key=lambda f: bit_width(f.type)).name)
 
 
-def as_source(data: object, n_jobs: int | None = None) -> Source:
+def as_source(data: object, n_jobs: int | None = None, on_error: OnError | None = None) -> Source:
     """Make a source of what a user passes as data.
 
     Parameters
     ----------
     data : Source, pyarrow Table or RecordBatch, or anything that `ParquetSource` takes
         The data.
-    n_jobs : int, optional
+    n_jobs, on_error
         As for `ParquetSource`.
 
     Examples
@@ -329,15 +360,7 @@ def as_source(data: object, n_jobs: int | None = None) -> Source:
         data = pa.Table.from_batches([data])
     if isinstance(data, pa.Table):
         return TableSource(data)
-    return ParquetSource(data, n_jobs=n_jobs)
-
-
-@dataclass(frozen=True)
-class _Footer:
-    rows: array[int]
-    sizes: array[int]
-    file_bytes: int
-    schema: Any
+    return ParquetSource(data, n_jobs=n_jobs, on_error=on_error)
 
 
 def _is_string_dictionary(values: Any) -> bool:

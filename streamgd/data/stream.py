@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, UnusableColumns
+from ..errors import ConfigError, DataError, UnusableColumns
 from ..features import FeatureSpec
 from .cache import Cache
 from .columns import find_columns
@@ -74,6 +74,8 @@ class Window:
         Whether it ends its epoch.
     skipped : int
         Rows left out since their target is null.
+    lost : int
+        Rows left out since they, or others of their run, cannot be read or encoded.
     texts : list of ndarray of uint32
         Hashes of n-grams, to which rows hold addresses.
     """
@@ -84,6 +86,7 @@ class Window:
     index: int
     last: bool
     skipped: int
+    lost: int
     texts: list[NDArray[np.uint32]] = field(repr=False)
 
 
@@ -92,13 +95,23 @@ class _Filled:
     """What became of a run: where its rows are, and a reader that stands at its end, if rows follow."""
 
     place: int
-    rows: int
     planned: int
-    position: int
-    reading: float
-    encoding: float
-    texts: list[NDArray[np.uint32]] = field(repr=False)
+    rows: int = 0
+    lost: int = 0
+    reading: float = 0.0
+    encoding: float = 0.0
+    texts: list[NDArray[np.uint32]] = field(repr=False, default_factory=list)
     reader: RowGroupReader | None = field(repr=False, default=None)
+
+
+class _Block(NamedTuple):
+    """An encoded record batch, as a cache takes it: rows of a row group, less those without a target."""
+
+    start: int
+    planned: int
+    encoded: NDArray[np.float32]
+    dropped: NDArray[np.int64]
+    texts: list[NDArray[np.uint32]]
 
 
 class WindowStream:
@@ -158,9 +171,9 @@ class WindowStream:
     def _only_window(self, pool: ThreadPoolExecutor) -> Iterator[Window]:
         """All rows fit in one window: it is read once, and each epoch takes a fresh order of it."""
         rows = self.encoder.new_rows(self.plan.capacity)
-        n, skipped, texts = self._gather(rows, self._fill(pool, 0, 0, rows, {}))
+        n, skipped, lost, texts = self._gather(rows, self._fill(pool, 0, 0, rows, {}))
         for epoch in range(self.start.epoch, self.stop.epoch):
-            yield Window(rows, self.plan.row_order(epoch, 0, n), epoch, 0, True, skipped, texts)
+            yield Window(rows, self.plan.row_order(epoch, 0, n), epoch, 0, True, skipped, lost, texts)
 
     def _windows(self, pool: ThreadPoolExecutor | None) -> Iterator[Window]:
         places = iter(self._places())
@@ -175,9 +188,9 @@ class WindowStream:
             if not filling:
                 return
             epoch, index, rows, tasks = filling.popleft()
-            n, skipped, texts = self._gather(rows, tasks)
+            n, skipped, lost, texts = self._gather(rows, tasks)
             order = self.plan.row_order(epoch, index, n)
-            yield Window(rows, order, epoch, index, index == self.plan.n_windows - 1, skipped, texts)
+            yield Window(rows, order, epoch, index, index == self.plan.n_windows - 1, skipped, lost, texts)
             texts.clear()
             free.append(rows)
 
@@ -213,57 +226,67 @@ class WindowStream:
     def _read(
         self, epoch: int, run: Run, rows: NDArray[np.float32], place: int, before: Task[_Filled] | None
     ) -> _Filled:
-        """Encode the rows of a run into their place, or take them from the cache."""
-        texts: list[NDArray[np.uint32]] = []
-        reader, position, out, encoding = None, 0, place, 0.0
+        """Fill the place of a run, or leave it empty if any row of the run is bad.
+
+        So what a window holds follows from the files alone, wherever the stream began. The next run of the row group
+        is tried anew.
+        """
+        reader = None
         if before is not None:  # it was started first, so it is done or under way in another thread
             done = before.result()
-            if done.position == run.spans[0][0]:
-                reader, position = done.reader, done.position
-            done.reader = None
-        began = thread_time()
+            reader, done.reader = done.reader, None
+        if reader is not None and reader.done != run.spans[0][0]:
+            reader = None
+        try:
+            return self._fetch(epoch, run, rows, place, reader)
+        except DataError as error:
+            self.source.left_out.note(error, self.source.manifest, run.row_group)
+            return _Filled(place, run.rows, lost=run.rows)
+
+    def _fetch(
+        self, epoch: int, run: Run, rows: NDArray[np.float32], place: int, reader: RowGroupReader | None
+    ) -> _Filled:
+        """Encode the rows of a run into their place, or take them from the cache."""
+        began, encoding, out = thread_time(), 0.0, place
+        texts: list[NDArray[np.uint32]] = []
         if self.cache is not None and (n := self.cache.get(run, rows[place:], texts)) is not None:
-            return _Filled(place, n, run.rows, 0, thread_time() - began, 0.0, texts)
+            return _Filled(place, run.rows, n, reading=thread_time() - began, texts=texts)
         if reader is None:
             reader = self.source.open(run.row_group, self.encoder.columns, self.encoder.batch_rows)
+        blocks: list[_Block] = []
         for start, stop in run.spans:
-            reader.skip(start - position)
-            position = start
+            reader.skip(start - reader.done)
             for batch in reader.read(stop - start):
                 mark = thread_time()
-                n = self._encode(epoch, run.row_group, position, batch, rows[out:], texts)
-                out, position = out + n, position + batch.num_rows
+                blocks.append(self._encode(run.row_group, reader.done - batch.num_rows, batch, rows[out:]))
+                out += len(blocks[-1].encoded)
                 encoding += thread_time() - mark
-        if position == self.source.manifest.rows[run.row_group]:
+        if reader.done == reader.rows:
             reader.finish()
-            reader = None
-        elif self.plan.scattered:
-            reader = None
-        reading = thread_time() - began - encoding
-        return _Filled(place, out - place, run.rows, position, reading, encoding, texts, reader)
+        for block in blocks:
+            texts += block.texts
+            if self.cache is not None:  # only now that no row of the run is known to be bad
+                self.cache.put(epoch, run.row_group, *block)
+        waiting = reader if not self.plan.scattered and reader.done < reader.rows else None
+        return _Filled(place, run.rows, out - place, 0, thread_time() - began - encoding, encoding, texts, waiting)
 
-    def _encode(
-        self,
-        epoch: int,
-        row_group: int,
-        position: int,
-        batch: Any,
-        rows: NDArray[np.float32],
-        texts: list[NDArray[np.uint32]],
-    ) -> int:
-        """Encode a batch, and write it to the cache; return the number of its rows that have a target."""
-        known = len(texts)
+    def _encode(self, row_group: int, start: int, batch: Any, rows: NDArray[np.float32]) -> _Block:
+        """Encode a batch into the first of some rows, as many as have a target."""
+        texts: list[NDArray[np.uint32]] = []
         n = self.encoder.encode(batch, rows, self.source.describe(row_group), texts)
-        if self.cache is not None:
-            dropped = position + self.encoder.without_target(batch) if n < batch.num_rows else _NO_ROWS
-            self.cache.put(epoch, row_group, position, batch.num_rows, rows[:n], dropped, texts[known:])
-        return n
+        dropped = _NO_ROWS
+        if self.cache is not None and n < batch.num_rows:
+            dropped = start + self.encoder.without_target(batch)
+        return _Block(start, batch.num_rows, rows[:n], dropped, texts)
 
     def _gather(
         self, rows: NDArray[np.float32], tasks: Sequence[Task[_Filled]]
-    ) -> tuple[int, int, list[NDArray[np.uint32]]]:
-        """Wait until a window is full; close the gaps that rows without a target left."""
-        n = skipped = 0
+    ) -> tuple[int, int, int, list[NDArray[np.uint32]]]:
+        """Wait until a window is full, and close the gaps of rows that are not there.
+
+        Gives the number of its rows, of those without a target, and of those that are lost; and the hashes of texts.
+        """
+        n = skipped = lost = 0
         texts: list[NDArray[np.uint32]] = []
         for task in tasks:
             task.run()
@@ -274,12 +297,13 @@ class WindowStream:
             self.times.reading += filled.reading
             self.times.encoding += filled.encoding
             self.times.bytes += filled.planned * self._row_bytes
-            if skipped:
+            if skipped or lost:
                 rows[n : n + filled.rows] = rows[filled.place : filled.place + filled.rows]
             n += filled.rows
-            skipped += filled.planned - filled.rows
+            skipped += filled.planned - filled.rows - filled.lost
+            lost += filled.lost
             texts += filled.texts
-        return n, skipped, texts
+        return n, skipped, lost, texts
 
 
 def _is_count(value: object) -> bool:

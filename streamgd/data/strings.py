@@ -109,6 +109,7 @@ class _Codes(NamedTuple):
     valid: int
     valid_offset: int
     table: int
+    length: int
     alive: Any
 
 
@@ -117,11 +118,11 @@ def _coded(indices: pa.Array, table: Hashes) -> _Codes:
     validity, data = indices.buffers()
     valid = validity.address if validity is not None and indices.null_count else 0
     address = 0 if data is None else data.address + indices.offset * 4
-    return _Codes(address, valid, indices.offset, table.ctypes.data, (indices, table))
+    return _Codes(address, valid, indices.offset, table.ctypes.data, len(table), (indices, table))
 
 
 def _hashed(hashes: Hashes) -> _Codes:
-    return _Codes(hashes.ctypes.data, 0, 0, 0, hashes)
+    return _Codes(hashes.ctypes.data, 0, 0, 0, 0, hashes)
 
 
 @cache
@@ -162,11 +163,19 @@ def _codes(column: Column, values: pa.Array, known: DictionaryHashes) -> _Codes:
 def write_indices(
     columns: Sequence[Column], batch: pa.RecordBatch, cell: int, out: Hashes, known: DictionaryHashes
 ) -> None:
-    """Write the hashes of categories and calendars of a batch into the cells from ``cell`` on; uint32[n, stride]."""
+    """Write the hashes of categories and calendars of a batch into the cells from ``cell`` on; uint32[n, stride].
+
+    Raises
+    ------
+    ValueError
+        A code points beyond its dictionary, or a time beyond all calendars.
+    """
     found = [_codes(column, batch.column(column.name), known) for column in columns]
-    addresses = np.array([codes[:4] for codes in found], np.int64).reshape(len(found), 4).T.copy()
+    addresses = np.array([codes[:5] for codes in found], np.int64).reshape(len(found), 5).T.copy()
     missing = np.array([column_seeds(column.label)[1] for column in columns], np.uint32)
-    kernels.write_indices(*addresses, missing, len(out), cell, out)
+    if (wrong := kernels.write_indices(*addresses, missing, len(out), cell, out)) >= 0:
+        what = "a value that its dictionary does not have" if columns[wrong].kind == "category" else "no possible time"
+        raise ValueError(f"column {columns[wrong].name!r} holds {what}")
 
 
 def write_pairs(columns: Sequence[Column], cells: Sequence[tuple[int, int]], cell: int, out: Hashes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, EmptyData
+from .leftout import LeftOut, OnError
 from .reading import digest, select
 from .rowgroups import Manifest, RowGroupReader
 from .shuffle import random_order
@@ -46,6 +48,7 @@ class TableSource:
         self._size = size
         self._table = table.replace_schema_metadata()
         self.names: Sequence[str] = ["the table"]
+        self.left_out = LeftOut()
         starts = np.arange(0, table.num_rows, size)
         rows = np.minimum(size, table.num_rows - starts)
         self.manifest = Manifest(
@@ -87,9 +90,24 @@ class TableSource:
         """As `fingerprint`: a table does not change."""
         return self.fingerprint()
 
+    def shards(self) -> list[tuple[str, int, int, str]]:
+        """The table as one shard, told by a hash of its values."""
+        found = hashlib.sha256(self.schema.to_string().encode())
+        for column in (column for batch in self._table.to_batches() for column in batch.columns):
+            found.update(f"{column.offset} {len(column)}".encode())
+            for buffer in column.buffers():
+                found.update(b"" if buffer is None else buffer)
+        return [("the table", self._table.nbytes, self._table.num_rows, found.hexdigest())]
+
     def with_dictionaries(self, columns: Sequence[str]) -> Self:
         """The table itself: its values are decoded already."""
         return self
+
+    def for_job(self, on_error: OnError | None) -> Self:
+        """See `ParquetSource.for_job`."""
+        part = copy.copy(self)
+        part.left_out = self.left_out.fresh(on_error)
+        return part
 
     def subset(self, row_groups: NDArray[Any]) -> TableSource:
         """Restrict the source to some of its slices, numbered anew."""

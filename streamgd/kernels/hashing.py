@@ -75,7 +75,7 @@ def hash_strings(offsets, data, valid, valid_offset, seed, missing, out):
 
 
 @kernel
-def write_indices(codes, valids, valid_offsets, tables, missing, n, cell, out):
+def write_indices(codes, valids, valid_offsets, tables, lengths, missing, n, cell, out):
     """Write hashes of c columns into cells ``cell .. cell+c-1`` of n rows.
 
     Parameters
@@ -86,13 +86,22 @@ def write_indices(codes, valids, valid_offsets, tables, missing, n, cell, out):
         ... of their bitmaps (0: none are null), and bits before the first value.
     tables : ndarray of int64, shape (c,)
         Addresses of the hash of each code (uint32), or 0 where codes are hashes.
+    lengths : ndarray of int64, shape (c,)
+        Hashes in each of these tables.
     missing : ndarray of uint32, shape (c,)
         What stands for null.
     n, cell : int
         Rows, and the first cell.
     out : ndarray of uint32, shape (>= n, stride)
         Takes the hashes.
+
+    Returns
+    -------
+    int
+        A column with a code that its table does not have, or -1. A decoder does not look, and one flipped bit in a
+        file makes such a code; its hash is that of code 0.
     """
+    wrong = -1
     for first in range(0, n, TILE_ROWS):
         size = min(TILE_ROWS, n - first)
         for k in range(len(codes)):
@@ -102,15 +111,23 @@ def write_indices(codes, valids, valid_offsets, tables, missing, n, cell, out):
                     out[first + i, cell + k] = np.uint32(values[first + i])
                 continue
             table = carray(pointer(tables[k]), (1 << 31,), np.uint32)
+            length, largest = np.uint32(lengths[k]), np.uint32(0)
             if valids[k] == 0:
                 for i in range(size):
-                    out[first + i, cell + k] = table[values[first + i]]
+                    code = np.uint32(values[first + i])
+                    largest = max(largest, code)
+                    out[first + i, cell + k] = table[code if code < length else np.uint32(0)]
             else:
                 for i in range(size):
                     if bit(valids[k], valid_offsets[k] + first + i) == 0:
                         out[first + i, cell + k] = missing[k]
                     else:
-                        out[first + i, cell + k] = table[values[first + i]]
+                        code = np.uint32(values[first + i])
+                        largest = max(largest, code)
+                        out[first + i, cell + k] = table[code if code < length else np.uint32(0)]
+            if largest >= length and length > 0:
+                wrong = k
+    return wrong
 
 
 @kernel

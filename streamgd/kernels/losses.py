@@ -233,6 +233,6 @@ def softmax(z, y, n, value, total, derivative):
         for i in range(n):
             derivative[c, i] *= total[i]
     for i in range(n):
-        truth = np.int64(y[i])
+        truth = min(max(np.int64(y[i]), 0), len(z) - 1)  # a damaged cache may hold anything
         derivative[truth, i] -= _ONE
         value[i] -= z[truth, i]

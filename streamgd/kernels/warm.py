@@ -65,7 +65,7 @@ def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
         strings = none[:0], 0, 0, 0, np.uint32(0), np.uint32(0)
         hash_strings(*strings, nothing)
         hash_words(*strings, np.zeros(2048, np.uint16), np.zeros(1, np.uint8), none, nothing, False)
-        write_indices(none, none, none, none, nothing, 0, 0, cells)
+        write_indices(none, none, none, none, none, nothing, 0, 0, cells)
         write_pairs(none, none, nothing, 0, 0, cells)
         write_texts(0, none, 0, 0, cells)
         average_table(problem, table, marks, counters, 1, 0, 1.0, np.zeros((1, 1), np.float32))

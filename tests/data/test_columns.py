@@ -212,7 +212,7 @@ def test_a_model_s_columns_must_be_of_their_kind(kind):
     good |= {"text": pa.large_string(), "month": pa.date32(), "weekday": pa.date64(), "hour": pa.timestamp("s")}
     column = Column("a", kind, 2 if kind == "vector" else 1)
     check_columns([column], pa.schema([("a", good[kind])]))
-    with pytest.raises(SchemaMismatch, match=rf"'a' holds .* \({kind}\), but the data hold duration"):
+    with pytest.raises(SchemaMismatch, match=rf"'a' holds .* \({kind}\), but in the data it is duration"):
         check_columns([column], pa.schema([("a", pa.duration("s"))]))
     with pytest.raises(MissingColumn, match="the model's column 'a'"):
         check_columns([column], pa.schema([("b", good[kind])]))

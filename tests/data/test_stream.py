@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import threading
@@ -20,9 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import streamgd as sg
-from streamgd.data import shuffle
+from streamgd.data import encode, shuffle
 from streamgd.data import stream as module
+from streamgd.data.cache import Shape, closing_cache, temporary_cache
 from streamgd.data.encode import Encoder
+from streamgd.data.shards import ShardFiles
 from streamgd.data.shuffle import Plan
 from streamgd.data.source import ParquetSource
 from streamgd.data.stream import ParquetStream, Position, Times, WindowStream
@@ -34,6 +37,8 @@ from streamgd.errors import (
     MissingColumn,
     NonFiniteFeature,
     NonFiniteTarget,
+    ReadFailed,
+    ShardChanged,
     TargetError,
     UnreadableShard,
 )
@@ -289,6 +294,111 @@ def test_windows_tell_their_place_and_what_was_left_out(window_rows):
     assert sum(planned for *_, planned, _ in windows[1:]) == 100
     assert sum(skipped for *_, skipped in windows[1:]) == table["y"].null_count
     assert times.bytes > 0 and times.reading > 0 and times.encoding > 0 and times.computing == 0
+
+
+def spoil(path, row_group, place):
+    """Overwrite a few bytes of the compressed pages of a row group, at a share of their length."""
+    chunk = pq.ParquetFile(path).metadata.row_group(row_group).column(0)
+    data = bytearray(path.read_bytes())
+    start = chunk.data_page_offset + int(place * (chunk.total_compressed_size - 4))
+    data[start : start + 4] = b"\xff\x00\xff\x00"
+    path.write_bytes(data)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_what_is_left_out_follows_from_the_files_alone(data):
+    """Bad rows take with them what a window reads of their row group in one go, and nothing else.
+
+    Whoever reads, in whatever thread, from the first window or from any other on, with a cache or without.
+    """
+    rows = data.draw(st.integers(20, 150))
+    bad = data.draw(st.sets(st.integers(0, rows - 1), max_size=3))
+    table = table_of(rows, unlabelled=data.draw(st.sampled_from([0, 0.5])))
+    half = table["half"].to_pylist()
+    table = table.set_column(1, "half", pa.array([np.inf if k in bad else x for k, x in enumerate(half)], pa.float32()))
+    layout = data.draw(sgst.layouts(rows))
+    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        scattered = data.draw(st.booleans())
+        if not scattered:
+            patch.setattr(shuffle, "EXTRA_VALUES", -1)
+        size = data.draw(st.sampled_from([3, 16, 1000]))
+        patch.setattr(encode, "BATCH_ROWS", (size, size))
+        for number, (shard, sizes) in enumerate(
+            zip(sgst.cut(table, [sum(sizes) for sizes in layout]), layout, strict=True)
+        ):
+            path, options = Path(directory) / f"{number}.parquet", {"compression": "zstd", "use_dictionary": False}
+            with pq.ParquetWriter(path, table.schema, **options, data_page_size=40, write_batch_size=4) as writer:
+                for piece in sgst.cut(shard, sizes):
+                    writer.write_table(piece, row_group_size=max(1, piece.num_rows))
+        source = ParquetSource(directory, n_jobs=2).for_job("skip")
+        spoiled = data.draw(st.sets(st.integers(0, source.manifest.n_row_groups - 1), max_size=2))
+        for row_group in spoiled:
+            path = Path(directory) / source.names[source.manifest.shard[row_group]]
+            spoil(path, int(source.manifest.index[row_group]), data.draw(st.floats(0, 1)))
+        encoder = Encoder(
+            FeatureSpec.raw([Column("row", "number"), Column("half", "number"), Column("odd", "number")]), Target("y")
+        )
+        plan = Plan(source.manifest.rows, data.draw(st.integers(5, rows + 5)), seed=data.draw(st.integers(0, 9)))
+        shape = Shape(encoder.layout.row_bytes, encoder.layout.text_cell, 0)
+
+        def run(jobs, start=Position(), cached=False):  # noqa: B008
+            job = source.for_job("skip")
+            found = temporary_cache(source.manifest.rows, shape, 0) if cached else None
+            with closing_cache(found) as cache:
+                stream = WindowStream(job, encoder, plan, n_jobs=jobs, start=start, stop=Position(3), cache=cache)
+                windows = [
+                    (w.epoch, w.index, w.last, w.rows[w.order].tobytes(), len(w.order), w.skipped, w.lost)
+                    for w in stream
+                ]
+            assert threads() == []
+            return windows, job.left_out
+
+        whole, left_out = run(1)
+        assert all(n + skipped + lost == sum(r.rows for r in plan.window(epoch, index))
+                   for epoch, index, _, _, n, skipped, lost in whole)  # fmt: skip
+        for jobs, cached in ((0, False), (3, False), (0, True), (3, True)):
+            again, noted = run(jobs, cached=cached)
+            assert again == whole
+            assert noted.row_groups == left_out.row_groups
+        for place, (epoch, index, *_) in enumerate(whole):
+            assert run(place % 3, Position(epoch, index), cached=place % 2 == 1)[0] == whole[place:]
+        assert (not left_out.row_groups) == (sum(lost for *_, lost in whole) == 0)
+        assert len(left_out.messages) == len(left_out.row_groups) <= len(bad) + len(spoiled)
+        assert left_out.whole == {} and left_out.rows == 0
+        if not spoiled:
+            _only_runs_of_bad_rows_are_lost(source, plan, whole, np.array(sorted(bad), int))
+
+
+def _only_runs_of_bad_rows_are_lost(source, plan, windows, bad):
+    first = np.cumsum(source.manifest.rows) - source.manifest.rows
+    for epoch, index, _, _, _, _, lost in windows:
+        place = 0 if plan.n_windows == 1 else epoch
+        assert lost == sum(
+            run.rows
+            for run in plan.window(place, index)
+            if any(((bad >= start) & (bad < stop)).any() for start, stop in first[run.row_group] + np.array(run.spans))
+        )
+
+
+@pytest.mark.parametrize("damage", ["storage", "gone", "changed"])
+def test_what_is_not_wrong_with_the_data_is_never_left_out(tmp_path, damage, monkeypatch):
+    sgst.write_shards(tmp_path, table_of(60), [[20], [20], [20]])
+    source = ParquetSource(tmp_path).for_job("skip")
+    path = tmp_path / source.names[1]
+    if damage == "gone":
+        path.unlink()
+    elif damage == "changed":
+        pq.write_table(table_of(20), path)
+    else:
+
+        def fail(self, *args, **named):
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(ShardFiles, "_open", fail)
+    with pytest.raises(ReadFailed if damage == "storage" else ShardChanged):
+        list(ParquetStream(source, window_rows=20))
+    assert source.left_out.row_groups == set()
 
 
 @pytest.mark.parametrize("batch_size", [4, 10])

@@ -235,13 +235,35 @@ def test_indices_are_looked_up_where_they_are_not_null(n, c, cell, spare, seed):
         tables.append(None if hashed else table)
     addresses = [[0 if a is None else a.ctypes.data for a in arrays] for arrays in (codes, valids)]
     addresses += [offsets, [0 if a is None else a.ctypes.data for a in tables]]
+    addresses += [[0 if a is None else len(a) for a in tables]]
     missing = rng.integers(0, 2**32, c, dtype=np.uint32)
     out = np.full((n + 1, cell + c + spare), 7, np.uint32)
-    kernels.write_indices(*(np.array(a, np.int64) for a in addresses), missing, n, cell, out)
+    assert kernels.write_indices(*(np.array(a, np.int64) for a in addresses), missing, n, cell, out) == -1
     expected = np.full_like(out, 7)
     found = reference.write_indices(expected_codes, expected_tables, missing.tolist())
     expected[:n, cell : cell + c] = found.reshape(n, c)
     np.testing.assert_array_equal(out, expected)
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 600), code=st.integers(-(2**31), 2**31 - 1), nulls=st.booleans(), seed=seeds)
+def test_codes_that_a_table_does_not_have_are_reported_and_not_looked_up(n, code, nulls, seed):
+    rng = np.random.default_rng(seed)
+    place, table = int(rng.integers(0, n)), np.arange(10, 16, dtype=np.uint32)
+    good, values = rng.integers(0, 6, n, dtype=np.int32), rng.integers(0, 6, n, dtype=np.int32)
+    values[place] = code
+    present = rng.random(n) < 0.5 if nulls else np.ones(n, bool)
+    valid = bitmap(present, 3) if nulls else None
+    addresses = [[good.ctypes.data, values.ctypes.data], [0, 0 if valid is None else valid.ctypes.data], [0, 3]]
+    addresses += [[table.ctypes.data] * 2, [6, 6]]
+    out = np.zeros((n, 2), np.uint32)
+    wrong = kernels.write_indices(*(np.array(a, np.int64) for a in addresses), np.zeros(2, np.uint32), n, 0, out)
+    inside = 0 <= code < 6
+    assert wrong == (-1 if inside or not present[place] else 1)
+    np.testing.assert_array_equal(out[:, 0], table[good])
+    np.testing.assert_array_equal(
+        out[:, 1], np.where(present, table[np.clip(np.where(values < 6, values, 0), 0, 5)], 0)
+    )
 
 
 @settings(deadline=None, max_examples=50)
