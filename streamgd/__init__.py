@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .addressspace import require_room, reserve_little
+
 if TYPE_CHECKING:
     from .data.stream import ParquetStream
     from .estimators import SGDClassifier, SGDRegressor, load
@@ -32,4 +34,6 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for, when it is asked for: the import of the package itself costs nothing."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    reserve_little()
+    require_room()
     return getattr(import_module(_HOMES[name], __name__), name)

@@ -12,9 +12,11 @@ import re
 import resource
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .errors import ConfigError
+from .addressspace import MAPPED_BYTES, address_space_limit, address_space_taken, ulimit
+from .errors import ConfigError, MemoryLimitError
 
 _DECIMAL_UNITS = ("", "k", "m", "g", "t", "p")
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,3})?\s*([kmgtp]?)(i?)b?", re.IGNORECASE)
@@ -122,8 +124,7 @@ def available_memory(root: Path = Path("/")) -> int:
     if total is not None:
         limits.append(total)
     limits += _cgroup_limits(root)
-    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if address_space != resource.RLIM_INFINITY:
+    if (address_space := address_space_limit()) is not None:
         limits.append(address_space)
     return min(limit for limit in limits if limit > 0)
 
@@ -168,6 +169,96 @@ def default_memory_limit() -> int:
     True
     """
     return available_memory() // 4
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Most resident memory that a job may have, and what says so.
+
+    Attributes
+    ----------
+    bytes : int
+        The limit.
+    name : str
+        What limits.
+    mapped : int
+        What it counts besides resident memory: ``bytes`` are what that leaves.
+    """
+
+    bytes: int
+    name: str = "the memory limit"
+    mapped: int = 0
+
+    def refusal(self, process: int, needed: int, what: str, rest: str) -> MemoryLimitError:
+        """An error for ``what``, which needs more than there is, for the process and the ``rest``."""
+        if self.mapped:
+            remedy = f"Give {ulimit(needed + self.mapped)} or more."
+        elif self.name == Limit.name:
+            remedy = f"Give --memory-limit {-(-needed // 1_000_000)}MB or more."
+        else:
+            remedy = f"Give it {-(-needed // 1_000_000)} MB or more."
+        found, least, taken = (format_bytes(size + self.mapped) for size in (self.bytes, needed, process))
+        return MemoryLimitError(
+            f"{self.name} is {found}, but {what} needs at least {least}: {taken} for the process, {rest}. {remedy}"
+        )
+
+
+def job_limit(memory_limit: int | None, root: Path = Path("/")) -> Limit | None:
+    """What a job is limited by.
+
+    Parameters
+    ----------
+    memory_limit : int, optional
+        What the user says. If there is nothing, the control group's limit is the job's: beyond it the kernel ends the
+        process.
+    root : Path, default /
+        As for `available_memory`.
+
+    Returns
+    -------
+    Limit or None
+        The least that may be resident; None if there is no limit but that of the machine.
+
+    Examples
+    --------
+    >>> job_limit(100_000_000).bytes
+    100000000
+    """
+    limits = [] if memory_limit is None else [Limit(memory_limit)]
+    if memory_limit is None:
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        groups = [size for size in _cgroup_limits(root) if 0 < size < machine]
+        limits += [Limit(size, "the limit of the control group") for size in groups]
+    if (address_space := address_space_limit()) is not None:
+        left = address_space - MAPPED_BYTES
+        limits.append(Limit(left, "the limit of the address space (ulimit -v)", MAPPED_BYTES))
+    return min(limits, key=lambda limit: limit.bytes, default=None)
+
+
+def process_bytes(memory_limit: int | None = None) -> int:
+    """What this process takes of a job's limit now.
+
+    Parameters
+    ----------
+    memory_limit : int, optional
+        As for `job_limit`.
+
+    Returns
+    -------
+    int
+        Resident bytes. If the address space is limited, at least what the process has mapped beyond what every process
+        maps, less the room by which that limit is the larger of the two.
+
+    Examples
+    --------
+    >>> process_bytes() > 0
+    True
+    """
+    resident, bound, address_space = current_rss(), job_limit(memory_limit), address_space_limit()
+    if address_space is None or bound is None:
+        return resident
+    room = address_space - MAPPED_BYTES - bound.bytes
+    return max(resident, address_space_taken() - MAPPED_BYTES - room)
 
 
 def peak_rss() -> int:

@@ -7,11 +7,13 @@ the window is what the data ask for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from .addressspace import THREAD_BYTES
 from .config import Config
 from .data.encode import Encoder
 from .data.reading import OPEN_FILES, OPEN_FOOTER_BYTES
@@ -20,13 +22,16 @@ from .data.shuffle import default_window_rows
 from .data.source import BIG_ROW_GROUP
 from .data.threads import available_cpus
 from .data.widen import bit_width
-from .errors import MemoryLimitError
 from .features import PAIRS, Column
-from .memory import default_memory_limit, format_bytes, parse_bytes
+from .memory import Limit, default_memory_limit, format_bytes, job_limit, parse_bytes
+from .model import Model
 
 #: A process that has imported everything and compiled all kernels, and what its allocators keep: 380 MB where the
 #: cache of compiled kernels was empty, 310 where it was not; 35 less where pandas is not installed.
 BASE_BYTES = 368 << 20
+#: More for kernels of hashed features that are compiled for the first time on a machine: 455 MB in all. That is while
+#: the first row groups are decoded, when no reader waits yet.
+HASHED_BYTES = 64 << 20
 #: The smallest window that is worth the name.
 LEAST_WINDOW_ROWS = 1024
 #: A window may end inside a row group, whose reader then waits with what it has decoded; two windows are filled.
@@ -44,6 +49,10 @@ COLUMN_CHUNK_BYTES, PARSED = 900, 9
 #: The histogram of a streamed ROC AUC. Each scoring thread fills one; two more are being merged.
 METRICS_BYTES = 12 << 20
 MERGED_METRICS = 2
+#: Arrays of a batch's scores at a time: margins, those of rows with a target, and three of a softmax; output columns.
+SCORES = 6
+#: Pages and dictionary of a column that is being written.
+WRITER_BYTES = 3 << 20
 #: Steps that L-BFGS remembers, and the vectors as long as all weights that it holds: two a step, and some to work with.
 LBFGS_MEMORY = 10
 LBFGS_VECTORS = 2 * LBFGS_MEMORY + 12
@@ -104,7 +113,8 @@ class MemoryPlan:
     decode : int
         One thread's record batches, pages and parsed footers.
     waiting : int
-        The same of readers that wait inside a row group for the next window, and what validation needs.
+        The same of readers that wait inside a row group for the next window, and what validation needs; or what
+        kernels need that are compiled before, if that is more.
     window_rows : int
         Rows a window.
     wanted_rows : int
@@ -115,6 +125,8 @@ class MemoryPlan:
         Bits of hashes that fit.
     wanted_hash_bits : int
         Bits that the data ask for.
+    limited_by : str
+        What limits, in words.
     """
 
     limit: int
@@ -127,6 +139,7 @@ class MemoryPlan:
     n_jobs: int
     hash_bits: int = 0
     wanted_hash_bits: int = 0
+    limited_by: str = Limit.name
 
     @property
     def lowered(self) -> bool:
@@ -137,6 +150,7 @@ class MemoryPlan:
         """Return the plan as plain JSON values."""
         return {
             "memory_limit": self.limit,
+            "limited_by": self.limited_by,
             "base_bytes": self.base,
             "window_bytes": self.window,
             "window_rows": self.window_rows,
@@ -157,6 +171,7 @@ def reader_bytes(manifest: Manifest, encoder: Encoder) -> int:
     whole = int(sizes[sizes <= BIG_ROW_GROUP].max(initial=0))
     buffered = len(encoder.columns) << 20 if int(sizes.max()) > BIG_ROW_GROUP else 0
     pages = min(2 * int(sizes.max()), n_inputs * PAGES_BYTES)
+    pages += sum(manifest.large_pages.get(name, 0) for name in encoder.columns)
     width = sum(_value_bytes(manifest, column) for column in encoder.spec.columns)
     categories = any(column.kind == "category" for column in encoder.spec.columns)
     dictionaries = DICTIONARIES * int(sizes.max()) if categories else 0
@@ -196,6 +211,7 @@ def plan_memory(
     text_bytes: int = 0,
     validation: Manifest | None = None,
     resident: int = 0,
+    bound: Limit | None = None,
 ) -> MemoryPlan:
     """Divide the memory limit.
 
@@ -217,6 +233,8 @@ def plan_memory(
         Row groups on which the loss is measured after each epoch.
     resident : int
         What the process takes before the job.
+    bound : Limit, optional
+        What limits the job (`streamgd.memory.job_limit`); by default the limit that ``config`` names.
 
     Raises
     ------
@@ -229,55 +247,79 @@ def plan_memory(
     wanted = min(total, config.window_rows or default_window_rows(manifest.rows, encoded))
     least = min(total, LEAST_WINDOW_ROWS, wanted)
     base = BASE_BYTES + 80 * encoder.spec.n_features * table.outputs
+    compiled = HASHED_BYTES if any(column.group != "dense" for column in encoder.spec.columns) else 0
     reader = reader_bytes(manifest, encoder)
-    slots = table.slots
-    if config.memory_limit is not None:  # weights may take half of what the process and decoding leave
-        needed = base + (1 + WAITING_READERS) * reader + footer_bytes(manifest)
-        while slots > 1 and table.bytes(slots) > (config.memory_limit - needed) // 2:
-            slots //= 2
-    base += table.bytes(slots)
-    process = max(base, resident)
     decode, held = reader + footer_bytes(manifest), 0
     if validation is not None:  # its row groups are read while the next window is being filled
-        decode += reader_bytes(validation, encoder) + METRICS_BYTES
+        decode += reader_bytes(validation, encoder) + METRICS_BYTES + score_bytes(encoder, table.outputs)
         held = MERGED_METRICS * METRICS_BYTES
 
     def windows(rows: int) -> int:
         return rows * row_bytes * (1 if rows >= total else 2)
 
     def waiting(rows: int) -> int:
-        return held + (0 if rows >= total else min(WAITING_READERS, manifest.n_row_groups - 1) * reader)
+        readers = 0 if rows >= total else min(WAITING_READERS, manifest.n_row_groups - 1)
+        return max(held + readers * reader, compiled)
 
-    rows, limit = wanted, config.memory_limit
-    if limit is None:
-        limit = max(default_memory_limit(), process + windows(wanted) + decode + waiting(wanted))
-    else:
-        spare = limit - base
+    if bound is None and config.memory_limit is not None:
+        bound = Limit(config.memory_limit)
+    # With the least window, of which decoding leaves half.
+    beside = max(2 * windows(least), decode + waiting(least) + windows(least))
+    slots = table.slots
+    if bound is not None:  # weights may take half of what the process and decoding leave
+        while slots > 1 and table.bytes(slots) > (bound.bytes - base - beside) // 2:
+            slots //= 2
+    base += table.bytes(slots)
+    process = max(base, resident)
+    rows = wanted
+    if bound is not None:
+        spare = bound.bytes - base
         if windows(wanted) > min(spare // 2, spare - decode - waiting(wanted)):
             rows = min(wanted - 1, max(0, min(spare // 2, spare - decode - waiting(0)) // 2 // row_bytes))
-        if rows < least or process + windows(rows) + decode + waiting(rows) > limit:
-            window, decoding = windows(least), decode + waiting(least)
-            least_limit = base + max(2 * window, decoding + window)
+        if rows < least or process + windows(rows) + decode + waiting(rows) > bound.bytes:
+            decoding, needed = decode + waiting(least), base + beside
             if process > base:  # what is taken beyond the base is taken from the half that windows leave
                 decoding = decode + waiting(0)
                 most = process + windows(wanted) + decoding
-                least_limit = max(least_limit, min(2 * process - base + 2 * decoding, most))
-            raise MemoryLimitError(
-                f"memory_limit is {format_bytes(limit)}, but these data need at least {format_bytes(least_limit)}: "
-                f"{format_bytes(process)} for the process, {format_bytes(decoding)} to decode row groups of up to "
-                f"{format_bytes(int(manifest.bytes.max()))}, and windows of at least {least} rows. Give "
-                f"--memory-limit {-(-least_limit // 1_000_000)}MB or more."
-            )
-    taken = base if config.memory_limit is None else process
-    threads = min(n_jobs, max(1, (limit - taken - windows(rows) - waiting(rows)) // decode))
-    bits = [max(0, n.bit_length() - 1) for n in (slots, table.slots)]
-    return MemoryPlan(limit, base, windows(rows), decode, waiting(rows), rows, wanted, int(threads), *bits)
+                needed = max(needed, min(2 * process - base + 2 * decoding, most))
+            largest = format_bytes(int(manifest.bytes.max()))
+            rest = f"{format_bytes(decoding)} to decode row groups of up to {largest}, and windows of {least} rows"
+            raise bound.refusal(process, needed, "training on these data", rest)
+    limit = process + windows(rows) + decode + waiting(rows)
+    if config.memory_limit is None:  # a share of the machine, but what is needed all the same
+        limit = max(default_memory_limit(), limit)
+        limit = limit if bound is None else min(limit, bound.bytes)
+    elif bound is not None:
+        limit = bound.bytes
+    left = limit - (base if bound is None else process) - windows(rows) - waiting(rows) - decode
+    threads = min(n_jobs, 1 + max(0, left // (decode + thread_bytes(bound))))
+    return MemoryPlan(
+        limit,
+        base,
+        windows(rows),
+        decode,
+        waiting(rows),
+        rows,
+        wanted,
+        int(threads),
+        max(0, slots.bit_length() - 1),
+        max(0, table.slots.bit_length() - 1),
+        limited_by=Limit.name if bound is None else bound.name,
+    )
 
 
 def scoring_threads(
-    manifest: Manifest, encoder: Encoder, memory_limit: str | None, n_jobs: int | None, *, metrics: bool = False
+    manifest: Manifest,
+    encoder: Encoder,
+    model: Model,
+    memory_limit: str | None,
+    n_jobs: int | None,
+    *,
+    keep: Sequence[str] | None = None,
 ) -> int:
-    """Threads that may score rows in a memory limit, with or without metrics of them.
+    """Threads that may score rows with a model in a memory limit.
+
+    With ``keep`` they write predictions and these columns, else they measure.
 
     Raises
     ------
@@ -285,14 +327,38 @@ def scoring_threads(
         Not even one fits.
     """
     wanted = n_jobs or available_cpus()
-    one = reader_bytes(manifest, encoder) + footer_bytes(manifest) + metrics * METRICS_BYTES
-    held = metrics * MERGED_METRICS * METRICS_BYTES
+    one = reader_bytes(manifest, encoder) + footer_bytes(manifest) + score_bytes(encoder, model.n_outputs)
+    base = BASE_BYTES
+    if model.hashed is not None:
+        base += 4 * model.spec.n_slots * model.n_outputs + 2 * model.hashed.nbytes
+    if keep is None:
+        one += METRICS_BYTES
+        base += MERGED_METRICS * METRICS_BYTES
+    else:
+        one += WRITER_BYTES * (len(keep) + 2 if model.n_outputs == 1 else len(keep) + 1 + model.n_outputs)
+        one += sum(kept_bytes(manifest, encoder, name) for name in keep)
+    bound = job_limit(None if memory_limit is None else parse_bytes(memory_limit))
     limit = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit)
-    fitting = (limit - BASE_BYTES - held) // one
-    if fitting < 1 and memory_limit is not None:
-        needed = BASE_BYTES + held + one
-        raise MemoryLimitError(
-            f"memory_limit is {format_bytes(limit)}, but scoring these data needs {format_bytes(needed)}. Give "
-            f"--memory-limit {-(-needed // 1_000_000)}MB or more."
-        )
-    return int(max(1, min(wanted, fitting)))
+    if bound is not None:
+        limit = min(limit, bound.bytes)
+        if base + one > bound.bytes:
+            raise bound.refusal(base, base + one, "scoring these data", f"{format_bytes(one)} to decode and score")
+    return int(min(wanted, 1 + max(0, (limit - base - one) // (one + thread_bytes(bound)))))
+
+
+def score_bytes(encoder: Encoder, outputs: int) -> int:
+    """Bytes of a record batch as it is encoded, and of its scores: margins, probabilities, and what is between them."""
+    return int(encoder.batch_rows * (encoder.layout.row_bytes + 8 * SCORES * outputs))
+
+
+def kept_bytes(manifest: Manifest, encoder: Encoder, name: str) -> int:
+    """Bytes that a column takes which is carried over to predictions; a string may be all that a row has."""
+    if name not in manifest.schema.names:  # said later
+        return 0
+    value = min(bit_width(manifest.schema.field(name).type) // 8 + 2, int(manifest.row_bytes()) + 8)
+    return int(min(2 * int(manifest.bytes.max()), PAGES_BYTES) + encoder.batch_rows * value)
+
+
+def thread_bytes(bound: Limit | None) -> int:
+    """What one more thread takes of a limit besides what it decodes."""
+    return THREAD_BYTES if bound is not None and bound.mapped else 0

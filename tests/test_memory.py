@@ -11,9 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamgd import memory
-from streamgd.errors import ConfigError
-from streamgd.memory import available_memory, current_rss, default_memory_limit, format_bytes, parse_bytes, peak_rss
+from streamgd import memory, shortage
+from streamgd.addressspace import MAPPED_BYTES
+from streamgd.errors import ConfigError, DataError, MemoryLimitError, OutOfMemory
+from streamgd.memory import (
+    available_memory,
+    current_rss,
+    default_memory_limit,
+    format_bytes,
+    job_limit,
+    parse_bytes,
+    peak_rss,
+    process_bytes,
+)
+from streamgd.shortage import is_shortage, shortage_told
 
 ROOT = Path(__file__).parent.parent
 on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
@@ -265,3 +276,107 @@ def test_peak_without_proc(monkeypatch, platform, unit):
 def test_the_module_imports_nothing_heavy():
     code = "import sys; import streamgd.memory; print(*sorted(sys.modules))"
     assert not {"numpy", "pyarrow", "numba"} & set(run(code))
+
+
+def test_a_job_is_limited_by_what_the_user_says_or_else_by_the_control_group(tmp_path):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/job\n")
+    group = tmp_path / "sys/fs/cgroup/job"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("123456789\n")
+    found = job_limit(None, tmp_path)
+    assert found is not None and (found.bytes, found.mapped) == (123456789, 0) and "control group" in found.name
+    assert job_limit(10**9, tmp_path) == memory.Limit(10**9)
+    (group / "memory.max").write_text("max\n")
+    assert job_limit(None, tmp_path) is None
+
+
+@on_linux
+@pytest.mark.parametrize("said", [None, 200_000_000, 2_000_000_000])
+def test_what_is_mapped_is_taken_off_a_limit_of_the_address_space(said):
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (700_000_000, resource.RLIM_INFINITY))
+from streamgd.memory import job_limit
+found = job_limit({said})
+print(found.bytes, found.mapped)
+"""
+    left = 700_000_000 - MAPPED_BYTES
+    expected = [said, 0] if said is not None and said < left else [left, MAPPED_BYTES]
+    assert [int(number) for number in run(code)] == expected
+
+
+@on_linux
+def test_what_a_process_maps_counts_where_the_address_space_is_limited():
+    code = """
+import mmap, resource
+from streamgd.memory import current_rss, process_bytes
+block = mmap.mmap(-1, 1_000_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+print(process_bytes() - current_rss())
+resource.setrlimit(resource.RLIMIT_AS, (2_000_000_000, resource.RLIM_INFINITY))
+print(process_bytes())
+"""
+    before, after = map(int, run(code))
+    assert abs(before) < 10e6
+    assert 1_000_000_000 - MAPPED_BYTES < after < 1_100_000_000 - MAPPED_BYTES
+
+
+@on_linux
+def test_libraries_are_told_to_reserve_little_only_where_the_address_space_is_limited():
+    code = """
+import os, resource, sys
+names = ["OPENBLAS_NUM_THREADS", "MIMALLOC_ARENA_RESERVE"]
+for name in names: os.environ.pop(name, None)
+from streamgd.addressspace import reserve_little
+reserve_little()
+print(*(os.environ.get(name, "-") for name in names))
+resource.setrlimit(resource.RLIMIT_AS, (2_000_000_000, resource.RLIM_INFINITY))
+os.environ["OPENBLAS_NUM_THREADS"] = "3"
+reserve_little()
+print(*(os.environ.get(name, "-") for name in names))
+"""
+    assert run(code) == ["-", "-", "3", "65536"]
+
+
+@on_linux
+def test_no_library_is_loaded_without_room_for_it():
+    code = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (300_000_000, resource.RLIM_INFINITY))
+import streamgd
+try:
+    streamgd.SGDClassifier
+except MemoryError as error:
+    print("other")
+except Exception as error:
+    print(type(error).__name__, "numpy" in sys.modules, "ulimit" in str(error))
+"""
+    assert run(code) == ["MemoryLimitError", "False", "True"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), OSError(12, "Cannot allocate memory"), RuntimeError("can't start new thread")],
+    ids=repr,
+)
+def test_shortages_become_one_error(error):
+    with pytest.raises(OutOfMemory, match="not enough memory") as raised, shortage_told():
+        raise error
+    assert isinstance(raised.value, MemoryLimitError) and isinstance(raised.value, MemoryError)
+    assert raised.value.exit_code == 2 and raised.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), OSError(28, "No space left"), DataError("y"), KeyboardInterrupt()])
+def test_other_errors_stay_as_they_are(error):
+    with pytest.raises(type(error)) as raised, shortage_told():
+        raise error
+    assert raised.value is error
+
+
+def test_a_file_that_asks_for_too_much_is_no_shortage_where_nothing_is_limited(monkeypatch):
+    error = OSError("Couldn't deserialize thrift: std::bad_alloc")
+    monkeypatch.setattr(shortage, "address_space_limit", lambda: None)
+    assert not is_shortage(error)
+    monkeypatch.setattr(shortage, "address_space_limit", lambda: 1 << 60)
+    assert is_shortage(error)
+    assert process_bytes() > 0

@@ -16,14 +16,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scripts.torturing import limits
+from scripts.torturing.outcome import Outcome
+from streamgd.addressspace import MAPPED_BYTES, THREAD_BYTES
 from streamgd.config import Config
 from streamgd.data.encode import Encoder
 from streamgd.data.rowgroups import Manifest
 from streamgd.errors import MemoryLimitError
 from streamgd.features import Column, FeatureSpec
+from streamgd.memory import Limit
 from streamgd.memoryplan import Table, plan_memory
 
 from .conftest import TOP, Write
@@ -78,6 +82,7 @@ def manifests(draw: st.DrawFn) -> tuple[Manifest, Encoder]:
     return manifest, Encoder(FeatureSpec.raw([Column(f"x{j}", "number") for j in range(features)]))
 
 
+@settings(deadline=None)
 @given(
     manifests(),
     st.integers(10**8, 5 * 10**9),
@@ -113,6 +118,7 @@ def test_a_plan_adds_up_or_says_what_would_do(
     assert unlimited.window_rows == found.wanted_rows
 
 
+@settings(deadline=None)
 @given(manifests(), st.integers(10**8, 5 * 10**9), st.integers(1, 28), st.integers(1, 12), st.integers(0, 2))
 def test_a_table_of_weights_that_does_not_fit_is_smaller(
     data: tuple[Manifest, Encoder], limit: int, bits: int, outputs: int, states: int
@@ -133,8 +139,75 @@ def test_a_table_of_weights_that_does_not_fit_is_smaller(
 def test_a_smaller_table_is_said_to_be(write: Write) -> None:
     columns = {"c": [f"v{i}" for i in range(200_000)], "y": np.arange(200_000) % 2}
     path = write(pa.table(columns), row_group_rows=20_000)
-    command = [sys.executable, "-m", "streamgd", "train", str(path), "--target", "y", "--memory-limit", "420MB"]
+    command = [sys.executable, "-m", "streamgd", "train", str(path), "--target", "y", "--memory-limit", "475MB"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
     assert re.search(r"lowers the table of hashed weights from 2\^19 to 2\^1[0-8]", done.stderr)
     done = subprocess.run([*command, "--hash-bits", "28"], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 2 and "2^28 hashed weights does not fit" in done.stderr
+
+
+@settings(deadline=None)
+@given(manifests(), st.integers(10**8, 5 * 10**9), st.integers(1, 64), st.integers(0, 3 * 10**9), st.booleans())
+def test_a_limit_of_the_system_is_kept_with_no_memory_limit(
+    data: tuple[Manifest, Encoder], limit: int, n_jobs: int, resident: int, mapped: bool
+) -> None:
+    """A plan within it, or a limit that would do; and the window is that of an equal memory limit."""
+    manifest, encoder = data
+    mapped_bytes = MAPPED_BYTES if mapped else 0
+
+    def plan(config: Config, bound: Limit | None, n_jobs: int = n_jobs, resident: int = resident) -> Any:
+        return plan_memory(manifest, encoder, config, n_jobs, resident=resident, bound=bound)
+
+    bound = Limit(limit, "the limit of something", mapped_bytes)
+    try:
+        found = plan(Config(), bound)
+    except MemoryLimitError as error:
+        told = str(error)
+        assert "the limit of something is" in told
+        if mapped:
+            limit = 1024 * int(told.split("'ulimit -v ")[1].split("'")[0]) - MAPPED_BYTES
+        else:
+            limit = 10**6 * int(told.split("Give it ")[1].split(" MB")[0])
+        assert limit >= bound.bytes
+        bound = Limit(limit, bound.name, mapped_bytes)
+        found = plan(Config(), bound)
+    stacks = THREAD_BYTES * (found.n_jobs - 1) if mapped else 0
+    assert max(found.base, resident) + found.window + found.decode * found.n_jobs + found.waiting + stacks <= limit
+    assert found.limited_by == bound.name
+    assert plan(Config(), bound, 1, 0).window_rows == found.window_rows
+    assert plan(Config(memory_limit=limit), None, 1, 0).window_rows == found.window_rows
+
+
+def check(outcome: Outcome, least: int) -> None:
+    assert not outcome.failures, str(outcome)
+    assert sum(outcome.cases.values()) >= least, str(outcome)
+
+
+on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+
+
+@on_linux
+def test_larger_than_the_address_space_that_there_is(tmp_path: Path) -> None:
+    """The least round limit of the address space; scripts/torturing/limits.py has data of 20 times that."""
+    limit, data = limits.LEAST_ADDRESS_SPACE, tmp_path / "data"
+    rows = limits.make_shards(data, 60_000_000, 1 << 18)
+    enter = limits.address_space(limit)
+    check(limits.larger_than_memory(data, rows, limit, enter, tmp_path, name="address space", seconds=120), 3)
+
+
+@on_linux
+def test_larger_than_a_control_group(tmp_path: Path) -> None:
+    limit, data = limits.LEAST_GROUP, tmp_path / "data"
+    rows = limits.make_shards(data, 60_000_000, 1 << 18)
+    with limits.group(limit) as made:
+        if made is None:
+            pytest.skip("no control group may be made here")
+        check(limits.larger_than_memory(data, rows, limit, made.enter, tmp_path, name="group", seconds=120), 3)
+
+
+@on_linux
+def test_any_address_space_is_enough_or_refused(tmp_path: Path) -> None:
+    """None is so small that a command hangs, as OpenBLAS did without memory for its threads, or crashes."""
+    limits.make_shards(tmp_path / "data", 1, 1 << 17)
+    sizes = [size * 10**6 for size in (32, 200, 500, 650, 760, 850, 1000)]
+    check(limits.every_limit(tmp_path / "data", sizes, tmp_path), 3 * len(sizes))
