@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -14,6 +13,8 @@ from . import cli_options as opt
 from .cli_options import columns_of, print_result, reporting
 from .cli_tune import tune
 from .errors import DataError
+from .keeping import Keeping
+from .log import say
 
 
 def _version(asked: bool) -> None:
@@ -86,25 +87,34 @@ def train(
     hash_bits: opt.HashBits = None,
     weight: opt.Weight = None,
     cache: opt.Cache = "auto",
+    on_error: opt.OnError = "raise",
     partitions: opt.Partitions = 1,
     memory_limit: opt.Limit = None,
     threads: opt.Threads = None,
     seed: opt.Seed = 0,
     model: opt.ModelOut = None,
+    checkpoint: opt.Checkpoint = None,
+    checkpoint_seconds: opt.CheckpointSeconds = None,
+    checkpoint_rows: opt.CheckpointRows = None,
+    resume: opt.Resume = False,
     config: opt.ConfigFile = None,
     as_json: opt.Json = False,
+    log_json: opt.LogJson = False,
 ) -> None:
     """Train a model on the columns of shards."""
     options = locals() | {"early_stopping": early_stopping or bool(validation)}
     with reporting(as_json):
         settings = opt.settings_from(options).check()
-        from .train_command import train_command, train_text
+        from .train_command import hearing, train_command, train_text
 
-        print_result(train_command(shards, target, settings, weight, validation, model), as_json, train_text)
+        keeping = Keeping(checkpoint, checkpoint_seconds, checkpoint_rows, resume).check()
+        with hearing(keeping, as_json) as keeper:
+            result = train_command(shards, target, settings, weight, validation, model, keeping, keeper)
+            print_result(result, as_json, train_text)
 
 
 def _open(
-    model: Path, shards: list[str], limit: str | None, threads: int | None, *, metrics: bool = False
+    model: Path, shards: list[str], limit: str | None, threads: int | None, *, keep: list[str] | None = None
 ) -> tuple[Any, Any, int]:
     """The model, the source, and the threads that fit in the memory limit."""
     from .data.evaluate import model_encoder
@@ -114,7 +124,7 @@ def _open(
 
     loaded = load_model(model)
     source = ParquetSource(shards, n_jobs=threads)
-    jobs = scoring_threads(source.manifest, model_encoder(loaded, source), limit, threads, metrics=metrics)
+    jobs = scoring_threads(source.manifest, model_encoder(loaded, source), loaded, limit, threads, keep=keep)
     return loaded, source, jobs
 
 
@@ -136,7 +146,7 @@ def evaluate(
         from .memory import peak_rss
 
         began = perf_counter()
-        loaded, source, jobs = _open(model, shards, memory_limit, threads, metrics=True)
+        loaded, source, jobs = _open(model, shards, memory_limit, threads)
         result = run(source, loaded, target=target, weight=weight, n_jobs=jobs)
         result |= {"model": str(model), "seconds": perf_counter() - began, "peak_rss_bytes": peak_rss()}
         print_result(result, as_json, _evaluate_text)
@@ -172,14 +182,14 @@ def predict(
         from .memory import peak_rss
 
         began = perf_counter()
-        loaded, source, jobs = _open(model, shards, memory_limit, threads)
+        loaded, source, jobs = _open(model, shards, memory_limit, threads, keep=columns_of(keep))
         total = len(source.names)
         written = 0
 
         def done(path: str, rows: int) -> None:
             nonlocal written
             written += 1
-            print(f"{path}: {rows:,} rows ({written} of {total} shards)", file=sys.stderr, flush=True)
+            say("progress", f"{path}: {rows:,} rows ({written} of {total} shards)", shard=path, rows=rows)
 
         paths = write_predictions(source, loaded, out, keep=columns_of(keep), n_jobs=jobs, done=done)
         seconds = perf_counter() - began
@@ -201,8 +211,9 @@ def inspect(
     what: Annotated[
         list[str],
         typer.Argument(
-            metavar="SHARDS...|MODEL [SHARDS...]",
-            help="Shards; or a model file, and shards in which the values of its hashed features are found again.",
+            metavar="SHARDS...|MODEL [SHARDS...]|CHECKPOINT",
+            help="Shards; a model file, and shards in which the values of its hashed features are found again; or a "
+            "checkpoint, or a directory of them.",
         ),
     ],
     memory_limit: opt.Limit = None,
@@ -211,10 +222,16 @@ def inspect(
     top: Annotated[int, typer.Option(help="Features of a model to show.")] = 20,
     as_json: opt.Json = False,
 ) -> None:
-    """Show the schema, sizes and memory plan of shards, or the largest weights of a model."""
+    """Show the schema, sizes and memory plan of shards, the largest weights of a model, or how far a checkpoint got."""
     with reporting(as_json):
+        from .checkpointdir import find_checkpoint
         from .data.source import ParquetSource
 
+        if len(what) == 1 and (saved := find_checkpoint(Path(what[0]))) is not None:
+            from .tables import checkpoint_table
+
+            print_result(saved.to_json(), as_json, checkpoint_table)
+            return
         if _is_model(what[0]):
             from .inspection import inspect_model
             from .modelfile import load_model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tomllib
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -14,7 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from .errors import ConfigError, StreamgdError
+from . import log
+from .addressspace import require_room
+from .crash import crashes_told
+from .errors import ConfigError, Interrupted, StreamgdError
+from .log import say
+from .shortage import shortage_told
 
 if TYPE_CHECKING:
     from .config import Config
@@ -27,22 +31,36 @@ def reporting(as_json: bool) -> Iterator[None]:
     """Turn errors that a user can meet into one message and an exit code."""
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-            yield
+            warnings.showwarning = lambda message, *_: say("warning", _labelled("warning", str(message)))
+            with crashes_told(lambda error: tell(error, error.exit_code, as_json)), shortage_told():
+                require_room()
+                yield
     except StreamgdError as error:
-        fail(type(error).__name__, str(error), error.exit_code, as_json)
+        fail(error, error.exit_code, as_json)
     except KeyboardInterrupt:
-        fail("Interrupted", "interrupted; nothing was saved.", EXIT_OTHER, as_json)
+        fail(Interrupted("interrupted; nothing was saved. With --checkpoint DIR it would be."), EXIT_OTHER, as_json)
     except OSError as error:
-        fail(type(error).__name__, str(error), EXIT_OTHER, as_json)
+        fail(error, EXIT_OTHER, as_json)
 
 
-def fail(name: str, message: str, code: int, as_json: bool) -> NoReturn:
+def fail(error: Exception, code: int, as_json: bool) -> NoReturn:
     """Tell an error and end with its exit code."""
-    print(f"error: {message}", file=sys.stderr)
-    if as_json:
-        print(json.dumps({"error": name, "message": message, "exit_code": code}))
+    tell(error, code, as_json)
     raise typer.Exit(code)
+
+
+def tell(error: Exception, code: int, as_json: bool) -> None:
+    """Tell an error, on standard error and with ``--json`` on standard output."""
+    name, message = type(error).__name__, str(error)
+    text = message if isinstance(error, Interrupted) else _labelled("error", message)
+    say("error", text, error=name, exit_code=code)
+    if as_json:
+        print(json.dumps({"error": name, "message": message, "exit_code": code}), flush=True)
+
+
+def _labelled(label: str, message: str) -> str:
+    """A message with what it is before it, which JSON tells by a field."""
+    return message if log.as_json() else f"{label}: {message}"
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -101,6 +119,11 @@ def class_weights(text: str | None) -> Any:
     if not isinstance(weights, dict):
         raise ConfigError(f"--class-weight is {text!r}; expected 'balanced' or a JSON object of labels and weights.")
     return weights
+
+
+def _log_json(wanted: bool) -> bool:
+    log.lines_as_json(wanted)
+    return wanted
 
 
 Shards = Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Files, directories, globs or URIs.")]
@@ -188,6 +211,30 @@ Cache = Annotated[
     typer.Option(
         metavar="auto|none|DIR",
         help="Where the first epoch leaves encoded rows for later ones; a directory is kept.",
+    ),
+]
+OnError = Annotated[
+    str,
+    typer.Option(
+        metavar="raise|skip",
+        help="Whether row groups and shards that cannot be read or encoded end the job, or are left out and counted.",
+    ),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Keep what was learned here, now and then and when SIGTERM or Ctrl-C comes."),
+]
+CheckpointSeconds = Annotated[
+    float | None, typer.Option(help="Seconds from one checkpoint to the next; 60 by default.")
+]
+CheckpointRows = Annotated[int | None, typer.Option(help="Rows from one checkpoint to the next, at most.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from the newest checkpoint; from the start if there is none.")
+]
+LogJson = Annotated[
+    bool,
+    typer.Option(
+        "--log-json", callback=_log_json, is_eager=True, help="Lines on standard error are JSON objects, for monitors."
     ),
 ]
 Partitions = Annotated[

@@ -19,9 +19,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
 
+from .checkpoint import begin
 from .config import Config, parse_pair
 from .data.evaluate import evaluate, margins
 from .data.frames import features_table, frame_table, is_mixed, is_stored, unused_name
+from .data.leftout import OnError
 from .data.rowgroups import Source
 from .data.source import as_source
 from .data.table import TableSource
@@ -29,10 +31,12 @@ from .data.threads import available_cpus
 from .errors import ConfigError
 from .features import Column
 from .job import Feed, Job, feed, prepare
+from .keeper import Keeper
+from .keeping import Keeping
 from .memory import parse_bytes
 from .model import Model
 from .modelfile import save_model
-from .state import Result, State
+from .state import Result, State, Story
 from .trainer import train
 
 #: Parameters that go into `Config` as they are.
@@ -90,7 +94,12 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         missing_indicator: bool = False,
         hash_bits: int | None = None,
         cache: str | os.PathLike[str] | None = "auto",
+        on_error: OnError = "raise",
         partitions: int = 1,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_seconds: float | None = None,
+        checkpoint_rows: int | None = None,
+        resume: bool = False,
         memory_limit: str | int | None = None,
         n_jobs: int | None = None,
         random_state: Any = 0,
@@ -132,7 +141,12 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         self.missing_indicator = missing_indicator
         self.hash_bits = hash_bits
         self.cache = cache
+        self.on_error = on_error
         self.partitions = partitions
+        self.checkpoint = checkpoint
+        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_rows = checkpoint_rows
+        self.resume = resume
         self.memory_limit = memory_limit
         self.n_jobs = n_jobs
         self.random_state = random_state
@@ -175,14 +189,12 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         source, target, weight = self._training_source(X, y, sample_weight, reset=True)
         held_out = None if validation is None else self._validation_source(validation, weight)
         config = self._config()
-        job, data = prepare(
-            source,
-            target,
-            config,
-            weight=weight,
-            validation=held_out,
-        )
-        self._train(job, data, State.start(job), 0)
+        keeping = self._keeping()
+        with keeping.keeper() as keeper:
+            saved = keeping.open(keeper, config, target, weight, source, held_out)
+            seen = None if saved is None else saved.seen()
+            job, data = prepare(source, target, config, weight=weight, validation=held_out, seen=seen)
+            self._train(job, data, *begin(job, data, saved), keeper)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
@@ -222,6 +234,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
             )
         if config.cache not in ("auto", None):
             raise ConfigError("a cache directory does nothing in partial_fit, which reads rows once; leave it out.")
+        if self._keeping().directory is not None:
+            raise ConfigError("checkpoint does nothing in partial_fit, which trains one epoch; leave it out.")
         if config.partitions > 1:
             raise ConfigError("partitions do nothing in partial_fit, whose rows come in lots; leave them out.")
         config = replace(config, epochs=1)
@@ -241,7 +255,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         else:
             job = self._continued(config, target, weight)
             data, state = feed(job, source), self._state
-        self._train(job, data, state, self._calls)
+        self._train(job, data, state, Story.begin(self._calls), Keeper())
         return self
 
     def _continued(self, config: Config, target: str, weight: str | None) -> Job:
@@ -270,7 +284,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "model_")
         if not is_stored(X):
             return None
-        source, target, weight = self._training_source(X, y, sample_weight, reset=False)
+        source, target, weight = self._training_source(X, y, sample_weight, reset=False, strict=True)
         return evaluate(source, self.model_, target=target, weight=weight, n_jobs=self.n_jobs or available_cpus())
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -294,13 +308,17 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         values["interactions"] = tuple(parse_pair(pair) for pair in pairs)
         return Config(task=self._task, memory_limit=limit, seed=int(seed), **values).check()
 
-    def _train(self, job: Job, data: Feed, state: State, calls: int) -> None:
-        for remark in data.remarks():
+    def _keeping(self) -> Keeping:
+        return Keeping(self.checkpoint, self.checkpoint_seconds, self.checkpoint_rows, self.resume).check()
+
+    def _train(self, job: Job, data: Feed, state: State, story: Story, keeper: Keeper) -> None:
+        for remark in (*keeper.remarks, *data.remarks()):
             warnings.warn(remark, stacklevel=3)
-        result = train(job, data, state, first_epoch=calls)
+        result = train(job, data, state, story, keeper=keeper)
         for remark in result.remarks():
             warnings.warn(remark, stacklevel=3)
-        self._job, self._state, self._calls = job, state, calls + result.epochs
+        keeper.finished(result.model)
+        self._job, self._state, self._calls = job, state, story.first_epoch + result.epochs
         self._take(result)
 
     def _take(self, result: Result) -> None:
@@ -322,15 +340,25 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
             self.feature_names_in_ = np.array(names, dtype=object)
 
     def _training_source(
-        self, X: Any, y: Any, weight: Any, *, reset: bool, columns: tuple[Column, ...] | None = None
+        self,
+        X: Any,
+        y: Any,
+        weight: Any,
+        *,
+        reset: bool,
+        columns: tuple[Column, ...] | None = None,
+        strict: bool = False,
     ) -> tuple[Source, str, str | None]:
-        """The source, and the names of its target and weight columns; ``columns`` are those that a model knows."""
+        """The source, and the names of its target and weight columns; ``columns`` are those that a model knows.
+
+        A ``strict`` source leaves nothing out, whatever ``on_error`` says.
+        """
         if is_stored(X):
             if not isinstance(y, str):
                 raise ConfigError(f"y is {y!r}; with shards or tables it is the name of the target column.")
             if weight is not None and not isinstance(weight, str):
                 raise ConfigError("with shards or tables sample_weight is the name of a column.")
-            return as_source(X, self.n_jobs or available_cpus()), y, weight
+            return as_source(X, self.n_jobs or available_cpus(), None if strict else self.on_error), y, weight
         if is_mixed(X) or (hasattr(X, "columns") and self._names_columns()):
             return self._frame_source(X, y, weight)
         if self._names_columns():
@@ -384,7 +412,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
 
     def _validation_source(self, validation: Any, weight: str | None) -> Source:
         if is_stored(validation):
-            return as_source(validation, self.n_jobs or available_cpus())
+            return as_source(validation, self.n_jobs or available_cpus(), self.on_error)
         if not isinstance(validation, tuple) or len(validation) not in (2, 3):
             raise ConfigError("validation is neither shards nor a tuple (X, y) or (X, y, sample_weight).")
         X, y, weights = validation if len(validation) == 3 else (*validation, None)

@@ -109,9 +109,20 @@ class SGDClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         Where the first epoch leaves encoded rows for the later ones: by default in a temporary file, if rows are read
         more than once and the disk has room; in a directory, where a later `fit` on the same shards finds them; or
         nowhere. It never changes a result.
+    on_error : {"raise", "skip"}, default="raise"
+        Whether row groups and shards that cannot be read or encoded end the training, or are left out and counted. What
+        failed to be read because of the storage is never left out.
     partitions : int, default=1
         Streams that the rows are dealt to, each trained on a thread of its own between synchronisations. Unlike
         ``n_jobs`` it changes the result.
+    checkpoint : path, optional
+        Directory in which what was learned is kept, so that a process that dies loses nothing; see ``resume``.
+    checkpoint_seconds : float, optional
+        From one checkpoint to the next; 60 by default. There is also one at the end of each epoch and round.
+    checkpoint_rows : int, optional
+        Rows from one checkpoint to the next, at most.
+    resume : bool, default=False
+        Whether `fit` goes on from the newest checkpoint, if there is one, to the bits of a run without interruption.
     memory_limit : str or int, optional
         Bound for the whole process, such as "1GB". A quarter of the memory by default.
     n_jobs : int, optional

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from itertools import islice
 from time import perf_counter
 
 import numpy as np
@@ -15,13 +14,15 @@ from numpy.typing import NDArray
 
 from .data.shuffle import Plan
 from .data.stream import Position, Times, Window, WindowStream
-from .errors import TrainingDiverged
+from .errors import CheckpointError, TrainingDiverged
 from .job import Feed, Job, finish
+from .keeper import Keeper
 from .kernels.objective import add_objective
 from .memory import peak_rss
 from .memoryplan import LBFGS_MEMORY
 from .penalties import penalty_value
 from .state import Progress, Result
+from .steps import fetched
 
 #: A gradient whose largest entry is this small counts as 0.
 GRADIENT_TOLERANCE = 1e-8
@@ -44,6 +45,8 @@ class Objective:
         Windows a pass.
     params, table : ndarray
         Weights to begin with, as `job.finish` takes them.
+    keeper : Keeper, optional
+        Keeps what each pass gave; passes that it has are not done again.
     """
 
     def __init__(
@@ -53,16 +56,19 @@ class Objective:
         n_windows: int,
         params: NDArray[np.float64],
         table: NDArray[np.float32] | None,
+        keeper: Keeper | None = None,
     ) -> None:
         self._job, self._windows, self._n_windows = job, windows, n_windows
-        self.rows = self.skipped = 0
+        self._keeper = keeper = keeper or Keeper()
+        self.rows = self.skipped = self.passes = 0
         self._shape = params.shape
         self._table = None if table is None else table.astype(np.float64)
         self._table_gradient = None if table is None else np.zeros(table.shape)
         self._occurs = np.zeros(0 if table is None else len(table), np.bool_)
         # The first pass also tells which hashed features there are.
-        self._first: tuple[float, float, NDArray[np.float64]] | None = self._pass(params)
-        self._used = np.flatnonzero(self._occurs)
+        kept = keeper.passes.get(0) if keeper.passes else None
+        self._first = None if kept is not None else self._pass(params)
+        self._used = np.flatnonzero(self._occurs) if kept is None else kept["used"]
         self.start = np.concatenate([params.ravel(), self._hashed(self._table)])
 
     def _hashed(self, table: NDArray[np.float64] | None) -> NDArray[np.float64]:
@@ -80,6 +86,29 @@ class Objective:
 
     def __call__(self, vector: NDArray[np.float64]) -> tuple[float, float, NDArray[np.float64]]:
         """Mean loss, objective and gradient at a vector of weights."""
+        number, log = self.passes, self._keeper.passes
+        self.passes += 1
+        if log is not None and (kept := log.get(number)) is not None:
+            if len(kept["vector"]) != len(vector) or (kept["vector"] != vector).any():
+                raise CheckpointError(f"pass {number + 1} is kept of other weights: begin anew in another directory.")
+            loss, total, self.rows, self.skipped = kept["loss"][0], kept["loss"][1], *map(int, kept["rows"])
+            return float(loss), float(total), kept["gradient"]
+        loss, total, gradient = self._evaluate(vector)
+        if log is not None:
+            log.put(
+                number,
+                {
+                    "loss": np.array([loss, total]),
+                    "rows": np.array([self.rows, self.skipped]),
+                    "vector": vector,
+                    "gradient": gradient,
+                    "used": self._used if number == 0 else self._used[:0],
+                },
+            )
+        self._keeper.reached(False)
+        return loss, total, gradient
+
+    def _evaluate(self, vector: NDArray[np.float64]) -> tuple[float, float, NDArray[np.float64]]:
         n = int(np.prod(self._shape))
         params = vector[:n].reshape(self._shape)
         if self._table is not None:
@@ -101,7 +130,9 @@ class Objective:
         if self._table_gradient is not None:
             self._table_gradient[:] = 0
         self.skipped = 0
-        for window in islice(self._windows, self._n_windows):
+        for _ in range(self._n_windows):
+            window = fetched(self._windows, self._keeper)
+            assert window is not None
             add_objective(
                 window.rows,
                 None if self._table is None else window.rows.view(np.uint32),
@@ -120,7 +151,7 @@ class Objective:
                 self._table_gradient,
                 totals,
             )
-            self.skipped += window.skipped
+            self.skipped += window.skipped + window.lost
             self.rows += len(window.order)
         return float(totals[0]), max(float(totals[1]), 1e-300), gradient
 
@@ -132,6 +163,7 @@ def descend(
     params: NDArray[np.float64],
     table: NDArray[np.float32] | None,
     *,
+    keeper: Keeper | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Minimise the objective from given weights by at most so many passes of L-BFGS, and keep the best weights.
@@ -143,16 +175,22 @@ def descend(
     """
     from scipy.optimize import minimize
 
-    began, times = perf_counter(), Times()
+    began, times, keeper = perf_counter(), Times(), keeper or Keeper()
     plan = Plan(feed.source.manifest.rows, feed.plan.capacity, shuffle=False)
     stream = WindowStream(
-        feed.source, job.encoder, plan, n_jobs=feed.memory.n_jobs, cache=feed.cache, stop=Position(passes), times=times
+        feed.source,
+        job.encoder,
+        plan,
+        n_jobs=feed.memory.n_jobs,
+        cache=feed.cache,
+        stop=Position(passes),
+        times=times,
     )
     unit = job.loss_unit
     best: tuple[float, float, float, NDArray[np.float64]] | None = None
     losses: list[float] = []
     with closing(iter(stream)) as windows:  # type: ignore[type-var]
-        objective = Objective(job, windows, plan.n_windows, params, table)
+        objective = Objective(job, windows, plan.n_windows, params, table, keeper)
 
         def value(vector: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             nonlocal best

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from math import isfinite
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from .memory import format_bytes
+from .log import as_json, say
+from .memory import format_bytes, peak_rss
 from .state import Progress
 
 PLAIN_SECONDS = 5.0
@@ -86,12 +88,42 @@ class PlainDisplay:
         self._last = monotonic()
         share = progress.rows / max(1, progress.total_rows)
         validation = "" if progress.validation_loss is None else f", validation loss {progress.validation_loss:.5g}"
-        print(
+        say(
+            "progress",
             f"epoch {progress.epoch + 1}/{progress.epochs} {share:4.0%}  loss {progress.loss:.5g}{validation}  "
             f"{rate_line(progress)}  ({division_line(progress)})",
-            file=sys.stderr,
-            flush=True,
         )
+
+
+class JsonDisplay(PlainDisplay):
+    """The same as JSON lines, and one for every epoch."""
+
+    def __call__(self, progress: Progress) -> None:
+        """Tell where the job stands."""
+        if not progress.ended and monotonic() - self._last < PLAIN_SECONDS:
+            return
+        self._last = monotonic()
+        seconds = max(progress.seconds, 1e-9)
+        say(
+            "progress",
+            "",
+            epoch=progress.epoch + 1,
+            epochs=progress.epochs,
+            epoch_ended=progress.ended,
+            rows=progress.rows,
+            total_rows=progress.total_rows,
+            steps=progress.steps,
+            loss=_finite(progress.loss),
+            validation_loss=_finite(progress.validation_loss),
+            seconds=round(progress.seconds, 3),
+            rows_per_second=round(progress.rows / seconds),
+            seconds_left=round(max(0.0, seconds * (progress.total_rows / max(1, progress.rows) - 1)), 3),
+            peak_rss_bytes=peak_rss(),
+        )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and isfinite(value) else None
 
 
 class LiveDisplay:
@@ -139,4 +171,6 @@ class LiveDisplay:
 
 def display() -> LiveDisplay | PlainDisplay:
     """The display that fits standard error."""
+    if as_json():
+        return JsonDisplay()
     return LiveDisplay() if sys.stderr.isatty() else PlainDisplay()

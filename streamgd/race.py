@@ -23,7 +23,7 @@ from .kernels.drain import ROWS, STEP, WEIGHT
 from .memory import peak_rss
 from .state import Progress, Result, State
 from .steps import Learners, Moment
-from .trainer import advance, mean_so_far, polished, validation_loss
+from .trainer import advance, mean_so_far, polished, validation_loss, with_what_was_left_out
 
 
 @dataclass
@@ -193,11 +193,10 @@ def race(
                     cuts.pop(0)
                     field.halve()
         _finish(field, feed, times, skipped, seconds)
-    trouble = feed.cache.trouble if feed.cache is not None else ""
     ranked = sorted(field.standings, key=lambda standing: standing.rank)
     if ranked[0].diverged or ranked[0].result is None:
         raise TrainingDiverged("every model has diverged: try smaller learning rates (eta0).")
-    ranked[0].result.cache_trouble = trouble
+    ranked[0].result = with_what_was_left_out(feed, ranked[0].result)
     return ranked
 
 
@@ -233,7 +232,7 @@ def _finish(field: _Field, feed: Feed, times: Times, skipped: int, seconds: list
             epoch_seconds=np.diff(seconds).tolist(),
         )
         if model_job.polish:
-            result = polished(model_job, feed, weights, result, None)
+            result = polished(model_job, feed, weights, result)
         if feed.validation is not None:
             standing.validation_loss = validation_loss(model_job, feed, result.model)
             result.validation_losses = [standing.validation_loss]
@@ -253,4 +252,4 @@ def _tell(
     loss = float(np.fmin.reduce([mean_so_far(job, state, place) for place in range(len(field.alive))]))
     passes, rows, steps = job.config.passes, int(state.counters[ROWS]), int(state.counters[STEP])
     total = job.labels.rows * passes
-    callback(Progress(moment.epoch, passes, rows, total, steps, loss, seconds, times, None, moment.ended))
+    callback(Progress(moment.position.epoch, passes, rows, total, steps, loss, seconds, times, None, moment.ended))

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from .data.cache import BlockCache
 from .data.rowgroups import Source
 from .data.shuffle import EXTRA_VALUES, PARTITIONS, Plan, Run, default_window_rows, random_order
-from .data.stream import Position, Times, WindowStream
+from .data.stream import START, Position, Times, WindowStream
 from .errors import ConfigError
 from .executors import Executor, Serial, Threads
 from .job import Feed, Job
+from .keeper import Keeper
 from .kernels.combine import combine_dense, combine_tables
 from .kernels.drain import ROWS, STEP
 from .state import State
@@ -150,7 +151,7 @@ def local_round(job: Job, state: State, now: Round, memory: list[NDArray[np.floa
         ends = replace(window, last=window.index == last - 1)  # a mini-batch ends with its round
         for _ in learn(learners, ends, times, max(1, len(window.order)), average=False):
             pass
-        skipped += window.skipped
+        skipped += window.skipped + window.lost
     memory.append(rows)
     return Part(learners.state, skipped, times)
 
@@ -177,22 +178,27 @@ def combine(job: Job, start: State, states: list[State]) -> State:
 
 
 def advance_in_rounds(
-    learners: Learners, feed: Feed, times: Times, first_epoch: int = 0
+    learners: Learners, feed: Feed, times: Times, keeper: Keeper, start: Position = START, epochs: int = 0
 ) -> Generator[Moment, None, None]:
-    """Take all epochs round by round, and pause after each."""
+    """Take all epochs round by round but the rounds that are done, and pause after each."""
     partitions = deal(learners.job, feed)
     largest = max(partition.plan.capacity for partition in partitions)
     at_a_time = min(len(partitions), feed.memory.n_jobs, max(1, 2 * feed.memory.window_rows // largest))
     executor: Executor = Threads(at_a_time) if at_a_time > 1 else Serial()
     memory = [learners.job.encoder.new_rows(largest) for _ in range(at_a_time)]
-    for epoch in range(first_epoch, first_epoch + learners.job.config.passes):
-        rounds = rounds_of(learners.job, epoch - first_epoch, partitions)
-        for number in range(rounds):
+    for epoch in range(start.epoch, epochs):
+        rounds = rounds_of(learners.job, epoch - (epochs - learners.job.config.passes), partitions)
+        done = start.window if epoch == start.epoch else 0
+        if done == rounds:
+            yield Moment(start, True, 0)
+        for number in range(done, rounds):
             job, state = learners.job, learners.state
             now = Round(epoch, number, rounds)
-            parts = executor.map(partial(local_round, job, state, now, memory), partitions)
+            with keeper.idle():
+                parts = executor.map(partial(local_round, job, state, now, memory), partitions)
             state.become(combine(job, state, [part.state for part in parts]))
             state.take_snapshot(job, table_every=1)
             for part in parts:
                 times.add(part.times)
-            yield Moment(epoch, number == rounds - 1, sum(part.skipped for part in parts))
+            skipped = sum(part.skipped for part in parts)
+            yield Moment(Position(epoch, number + 1), number == rounds - 1, skipped, round_ended=True)

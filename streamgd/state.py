@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .data.stream import Times
+from .data.stream import START, Position, Times
 from .job import Job
 from .kernels.tables import average_table
 from .model import Model
@@ -47,22 +47,34 @@ class State:
     @classmethod
     def start(cls, job: Job) -> State:
         """Weights 0; intercepts at what the base rate says."""
+        arrays: dict[str, Any] = {name: np.zeros(shape, kind) for name, (shape, kind) in cls.shapes(job).items()}
+        state = cls(**{"table": None, "table_average": None, **arrays})
+        state.params[:, -1] = np.tile(np.broadcast_to(job.start, job.outputs), len(job.models))
+        state.failed[:] = -1
+        state.average[:] = state.params
+        return state
+
+    @classmethod
+    def shapes(cls, job: Job) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of each array."""
         models, shape, slots = len(job.models), job.table, job.encoder.spec.n_slots
-        params = np.zeros((job.outputs * models, len(job.inverse_scale) + 1))
-        params[:, -1] = np.tile(np.broadcast_to(job.start, job.outputs), models)
+        params = job.outputs * models, len(job.inverse_scale) + 1
         listed = min(slots, MOST_TOUCHED, job.batch_rows * max(TOUCHED_A_ROW, job.encoder.layout.n_index))
-        return cls(
-            params=params,
-            slots=np.zeros((2, *params.shape)),
-            carry=np.zeros_like(params),
-            counters=np.zeros(4, np.int64),
-            totals=np.zeros((models, 2)),
-            failed=np.full(models, -1, np.int64),
-            average=params.copy(),
-            table=np.zeros((slots, shape.cells), np.float32) if slots else None,
-            touched=np.zeros(listed, np.int64),
-            table_average=np.zeros((models, slots, job.outputs), np.float32) if slots and shape.averaged else None,
-        )
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {
+            "params": (params, "<f8"),
+            "slots": ((2, *params), "<f8"),
+            "carry": (params, "<f8"),
+            "counters": ((4,), "<i8"),
+            "totals": ((models, 2), "<f8"),
+            "failed": ((models,), "<i8"),
+            "average": (params, "<f8"),
+            "touched": ((listed,), "<i8"),
+        }
+        if slots:
+            shapes["table"] = (slots, shape.cells), "<f4"
+        if slots and shape.averaged:
+            shapes["table_average"] = (models, slots, job.outputs), "<f4"
+        return shapes
 
     @property
     def marks(self) -> NDArray[np.int32] | None:
@@ -144,6 +156,63 @@ def _share(snapshots: int) -> float:
     return (AVERAGE_POWER + 1) / (AVERAGE_POWER + snapshots)
 
 
+@dataclass
+class Story:
+    """Where training stands and what it has told: with `State` all that the rest of it depends on.
+
+    Attributes
+    ----------
+    first_epoch : int
+        Epoch that it began with.
+    position : Position
+        What is done. With partitions, the number of a round takes the place of a window's. An epoch whose rows are
+        done but that was not closed (its loss written down, the model validated) stands behind its last window.
+    losses, validation_losses, epoch_seconds : list of float
+        Of each epoch that was closed.
+    best : tuple of float and Model, or None
+        Least validation loss, and the model that it is of.
+    no_gain : int
+        Epochs since the validation loss became better.
+    skipped : int
+        Rows left out so far.
+    over : bool
+        Whether training stopped early.
+    seconds : float
+        Seconds of training up to here.
+    epoch_began : float
+        The same where the epoch began.
+    """
+
+    first_epoch: int = 0
+    position: Position = START
+    losses: list[float] = field(default_factory=list)
+    validation_losses: list[float] = field(default_factory=list)
+    epoch_seconds: list[float] = field(default_factory=list)
+    best: tuple[float, Model] | None = None
+    no_gain: int = 0
+    skipped: int = 0
+    over: bool = False
+    seconds: float = 0.0
+    epoch_began: float = 0.0
+
+    @classmethod
+    def begin(cls, epoch: int = 0) -> Story:
+        """The story of training that begins with an epoch."""
+        return cls(epoch, Position(epoch))
+
+    def validated(self, score: float, model: Model, tol: float) -> None:
+        """Take note of a validation loss, and of the model if it is the best so far."""
+        self.validation_losses.append(score)
+        self.no_gain = self.no_gain + 1 if self.best is not None and score > self.best[0] - tol else 0
+        if self.best is None or score < self.best[0]:
+            self.best = score, model
+
+    def close_epoch(self, loss: float) -> None:
+        """Write down the loss of an epoch, and go to the next."""
+        self.losses.append(loss)
+        self.position = Position(self.position.epoch + 1)
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where training stands, as told to a callback; ``ended`` if an epoch has just ended and was validated."""
@@ -171,7 +240,8 @@ class Result:
 
     ``objective`` and ``gradient_norm`` (of the whole objective, over all rows, in scaled features) are known after
     L-BFGS; ``polish_passes`` are those after the epochs, which everything else tells of. ``epoch_seconds`` are the
-    seconds of each epoch, without validation.
+    seconds of each epoch, without validation. ``skipped_rows`` of an epoch have no target or are bad; the bad ones are
+    in ``skipped_row_groups``.
     """
 
     model: Model
@@ -190,11 +260,13 @@ class Result:
     gradient_norm: float | None = None
     polish_passes: int = 0
     epoch_seconds: list[float] = field(default_factory=list)
-    cache_trouble: str = ""
+    skipped_row_groups: int = 0
+    trouble: list[str] = field(default_factory=list)
 
     def remarks(self) -> list[str]:
         """What a user should know after training."""
-        found = [self.cache_trouble] if self.cache_trouble else []
+        found = [*self.trouble]
         if self.skipped_rows:
-            found.append(f"{self.skipped_rows:,} rows have no target (null) and were left out.")
+            bad = " or could not be read" if self.skipped_row_groups else ""
+            found.append(f"{self.skipped_rows:,} rows have no target (null){bad} and were left out.")
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from time import thread_time
@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .data.stream import Position, Times, Window, WindowStream
+from .data.stream import START, Position, Times, Window, WindowStream
 from .errors import TrainingDiverged
 from .job import Feed, Job
+from .keeper import Keeper
 from .kernels.drain import drain
 from .state import SNAPSHOTS, State
 
@@ -29,32 +30,51 @@ class Learners:
 
 
 class Moment(NamedTuple):
-    """A place in training between two calls of the kernel; ``skipped`` rows had no target since the last one."""
+    """A place in training between two calls of the kernel; ``skipped`` rows were left out since the last one.
 
-    epoch: int
+    ``ended`` if the rows of an epoch are done; then the position stands behind its last window.
+    """
+
+    position: Position
     ended: bool
     skipped: int
+    round_ended: bool = False
 
 
 def advance_in_windows(
-    learners: Learners, feed: Feed, times: Times, first_epoch: int = 0
+    learners: Learners, feed: Feed, times: Times, keeper: Keeper, start: Position = START, epochs: int = 0
 ) -> Generator[Moment, None, None]:
-    """Take the windows of all epochs, and pause after each call of the kernel."""
-    job = learners.job
+    """Take the windows of all epochs but those that are done, and pause after each call of the kernel."""
+    job, last, call = learners.job, feed.plan.n_windows, call_rows(learners.job, feed)
+    first = start
+    if start.window == last:
+        yield Moment(start, True, 0)
+        first = Position(start.epoch + 1)
+    if first.epoch == epochs:
+        return
     stream = WindowStream(
         feed.source,
         job.encoder,
         feed.plan,
         n_jobs=feed.memory.n_jobs,
         cache=feed.cache,
-        start=Position(first_epoch),
-        stop=Position(first_epoch + job.config.passes),
+        start=first,
+        stop=Position(epochs),
         times=times,
     )
     with closing(iter(stream)) as windows:  # type: ignore[type-var]  # no thread is left when an error ends the loop
-        for window in windows:
-            for whole in learn(learners, window, times, call_rows(job, feed)):
-                yield Moment(window.epoch, window.last and whole, window.skipped if whole else 0)
+        while (window := fetched(windows, keeper)) is not None:
+            begun = start.rows if (window.epoch, window.index) == start[:2] else 0
+            for done in learn(learners, window, times, call, begun, cut=keeper.cut):
+                whole = done == len(window.order)
+                position = Position(window.epoch, *((window.index + 1, 0) if whole else (window.index, done)))
+                yield Moment(position, window.last and whole, window.skipped + window.lost if whole else 0)
+
+
+def fetched(windows: Iterator[Window], keeper: Keeper) -> Window | None:
+    """The next window; while it is waited for, nothing changes."""
+    with keeper.idle():
+        return next(windows, None)
 
 
 def call_rows(job: Job, feed: Feed) -> int:
@@ -62,12 +82,26 @@ def call_rows(job: Job, feed: Feed) -> int:
     return max(1, min(CELLS_PER_CALL // job.encoder.layout.stride, -(-feed.plan.total // SNAPSHOTS)))
 
 
-def learn(learners: Learners, window: Window, times: Times, call: int, *, average: bool = True) -> Iterator[bool]:
-    """Take the rows of a window, mini-batch by mini-batch; pause after each call, True after the last."""
-    n = len(window.order)
-    for start in range(0, max(n, 1), call):  # an empty window, all of whose targets are null, may end an epoch
+def learn(
+    learners: Learners,
+    window: Window,
+    times: Times,
+    call: int,
+    begun: int = 0,
+    *,
+    cut: Callable[[int, int], int] = lambda _, stop: stop,
+    average: bool = True,
+) -> Iterator[int]:
+    """Take the rows of a window, mini-batch by mini-batch, but those that are done; pause after each call.
+
+    Gives the number of rows that are done. Calls end at multiples of ``call``, where weights enter their average, and
+    where ``cut`` says, which changes nothing.
+    """
+    n, start = len(window.order), begun
+    while True:  # an empty window, all of whose targets are null, may end an epoch
         job, state, began = learners.job, learners.state, thread_time()
-        stop = min(n, start + call)
+        boundary = min(n, (start // call + 1) * call)
+        stop = cut(start, boundary)
         drain(
             window.rows,
             window.rows.view(np.uint32) if state.table is not None else None,
@@ -99,6 +133,9 @@ def learn(learners: Learners, window: Window, times: Times, call: int, *, averag
                 f"rate is likely too large for these data: try a tenth of eta0={job.eta0:g}, a larger batch_size, or "
                 f"optimizer='adagrad'."
             )
-        if average:
+        if average and stop == boundary:
             state.take_snapshot(job)
-        yield stop == n
+        yield stop
+        if stop == n:
+            return
+        start = stop

@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from .config import Config
 from .memory import format_bytes
 
 
@@ -64,6 +65,28 @@ def model_table(found: dict[str, Any]) -> Group:
     if any(row["feature"].startswith("#") for row in found["largest"]):
         about.add_row("hashed", "#... are hashes: name shards after the model to see what was hashed")
     return Group(about, Text(), weights)
+
+
+def checkpoint_table(found: dict[str, Any]) -> Table:
+    """How far a job got, and what it was given."""
+    about, place = _pairs(), found["position"]
+    about.add_row("checkpoint", Text(found["checkpoint"]))
+    within = f", and {place['rows']:,} rows of window {place['window'] + 1}" if place["window"] or place["rows"] else ""
+    about.add_row("done", f"{found['epochs_done']} epochs{within}: {found['rows']:,} rows, {found['steps']:,} steps")
+    about.add_row("seconds", f"{found['seconds']:,.1f}")
+    for name in ("losses", "validation_losses"):
+        if found[name]:
+            about.add_row(name.replace("_", " "), ", ".join(f"{loss:.6f}" for loss in found[name][-8:]))
+    about.add_row("data", f"{found['data_rows']:,} rows in {found['shards']:,} shards, target {found['target']}")
+    default = Config().to_json()
+    said = [
+        f"{name}={value!r}"
+        for name, value in found["config"].items()
+        if default.get(name) not in (value, tuple(value) if isinstance(value, list) else value)
+    ]
+    about.add_row("given", Text(", ".join(said) or "nothing but defaults"))
+    about.add_row("written by", f"streamgd {found['version']}")
+    return about
 
 
 def _pairs() -> Table:

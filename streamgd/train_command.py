@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from .cli_options import tell
 from .errors import ConfigError
+from .interrupt import Interruption
+from .keeping import Keeping
+from .log import say
 
 
 def train_command(
@@ -20,6 +25,8 @@ def train_command(
     weight: str | None,
     validation: list[str] | None,
     path: Path | None,
+    keeping: Keeping,
+    keeper: Any,
 ) -> dict[str, Any]:
     """Train, write the model, and return what ``--json`` prints.
 
@@ -28,30 +35,46 @@ def train_command(
     StreamgdError
         A parameter or the data are wrong.
     """
+    from .checkpoint import begin
     from .data.source import ParquetSource
     from .job import prepare
+    from .keeper import place
     from .memory import format_bytes
     from .progress import display
-    from .state import State
     from .trainer import train as run
 
     check_model_path(path)  # told before hours of training, not after
-    source = ParquetSource(shards, n_jobs=settings.n_jobs)
+    source = ParquetSource(shards, n_jobs=settings.n_jobs, on_error=settings.on_error)
     compile_kernels(source, settings)
     began = perf_counter()
-    held_out = ParquetSource(validation, n_jobs=settings.n_jobs) if validation else None
-    job, feed = prepare(source, target, settings, weight=weight, validation=held_out)
+    held_out = None
+    if validation:
+        held_out = ParquetSource(validation, n_jobs=settings.n_jobs, on_error=settings.on_error)
+    saved = keeping.open(keeper, settings, target, weight, source, held_out)
+    for remark in keeper.remarks:
+        warnings.warn(remark, stacklevel=1)
+    seen = None if saved is None else saved.seen()
+    job, feed = prepare(source, target, settings, weight=weight, validation=held_out, seen=seen)
+    state, story = begin(job, feed, saved)
+    began -= story.seconds
     memory, labels = feed.memory, job.labels
-    print(
+    say(
+        "start",
         f"{source.manifest.n_rows:,} rows in {source.manifest.n_row_groups:,} row groups of {len(source.names):,} "
         f"shards; {_features(job.encoder.spec)}; {labels.task} of {target!r} by {job.loss.name}; windows of "
         f"{feed.plan.capacity:,} rows ({format_bytes(memory.window)}); {memory.n_jobs} reading threads",
-        file=sys.stderr,
+        rows=source.manifest.n_rows,
+        row_groups=source.manifest.n_row_groups,
+        shards=len(source.names),
     )
+    if saved is not None:
+        say("resume", f"going on from {saved.path}: {place(story)}", checkpoint=saved.path, epoch=story.position.epoch)
+    elif keeping.resume:
+        say("resume", f"there is no checkpoint in {keeping.directory} yet: beginning at the start")
     for remark in feed.remarks():
         warnings.warn(remark, stacklevel=1)
     with display() as show:
-        result = run(job, feed, State.start(job), callback=show)
+        result = run(job, feed, state, story, keeper=keeper, callback=show)
     for remark in result.remarks():
         warnings.warn(remark, stacklevel=1)
     summary = {
@@ -66,6 +89,8 @@ def train_command(
         "batch_size": None if settings.batch_size is None else job.batch_rows,
         "label_clustering": labels.clustering,
         "epoch_seconds": result.epoch_seconds,
+        "checkpoint": None if keeping.directory is None else str(keeping.directory),
+        "resumed_from": None if saved is None else str(saved.path),
         "memory": memory.to_json(),
         "time": {
             "reading": result.times.reading,
@@ -75,7 +100,22 @@ def train_command(
         },
     }
     save_trained(path, result, summary, settings)
+    keeper.finished(result.model)
+    say("end", "", **{name: summary[name] for name in ("rows", "epochs", "train_loss", "seconds", "weights_sha256")})
     return summary
+
+
+@contextmanager
+def hearing(keeping: Keeping, as_json: bool) -> Iterator[Any]:
+    """Give a keeper that hears SIGTERM and SIGINT, if there is a directory for what was learned."""
+    with ExitStack() as stack:
+        interruption = None
+        if keeping.directory is not None:
+            interruption = stack.enter_context(Interruption(lambda error: tell(error, error.exit_code, as_json)))
+        keeper = stack.enter_context(keeping.keeper())
+        if interruption is not None:
+            interruption.keeper = keeper
+        yield keeper
 
 
 def summarize(job: Any, result: Any, seconds: float, path: Path | None) -> dict[str, Any]:
@@ -92,6 +132,7 @@ def summarize(job: Any, result: Any, seconds: float, path: Path | None) -> dict[
         "peak_rss_bytes": peak_rss(),
         "weights_sha256": result.model.sha256(),
         "skipped_rows": result.skipped_rows,
+        "skipped_row_groups": result.skipped_row_groups,
         "window_rows": result.window_rows,
         "model": None if path is None else str(path),
         "task": job.labels.task,
@@ -119,7 +160,7 @@ def compile_kernels(source: Any, settings: Any, models: int = 1) -> None:
     hashed = any(map(is_string, source.schema.types)) or bool(settings.categorical or settings.calendar)
     warm_up(Layout(1, has_target=True).cells, hashed, models)
     if (compiling := perf_counter() - began) > 1:
-        print(f"compiled the kernels for this machine in {compiling:.1f} s; they are kept", file=sys.stderr, flush=True)
+        say("note", f"compiled the kernels for this machine in {compiling:.1f} s; they are kept")
 
 
 def _features(spec: Any) -> str:
@@ -134,7 +175,7 @@ def check_model_path(path: Path | None) -> None:
     from .modelfile import looks_like_model
 
     if path is None:
-        print("no --model is given: the model will be measured but not kept", file=sys.stderr)
+        say("note", "no --model is given: the model will be measured but not kept")
     elif not path.parent.is_dir():
         raise ConfigError(f"--model {path}: there is no directory {path.parent}; make it, or name another.")
     elif path.is_dir():

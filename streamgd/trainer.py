@@ -17,100 +17,139 @@ from .data.cache import closing_cache
 from .data.evaluate import mean_loss
 from .data.stream import Times
 from .job import Feed, Job, finish
+from .keeper import Keeper
 from .kernels.drain import LOSS, ROWS, STEP, WEIGHT
 from .memory import peak_rss
 from .model import Model
 from .passes import descend
 from .rounds import advance_in_rounds
-from .state import Progress, Result, State
+from .state import Progress, Result, State, Story
 from .steps import Learners, Moment, advance_in_windows
 
 
 def train(
-    job: Job, feed: Feed, state: State, *, first_epoch: int = 0, callback: Callable[[Progress], None] | None = None
+    job: Job,
+    feed: Feed,
+    state: State,
+    story: Story | None = None,
+    *,
+    keeper: Keeper | None = None,
+    callback: Callable[[Progress], None] | None = None,
 ) -> Result:
-    """Train from a state, which is changed, and return the model.
+    """Train from a state and a story, which are changed, and return the model.
 
     Raises
     ------
     TrainingDiverged
         A weight is no longer finite.
+    Interrupted
+        The keeper was asked to end training; what was learned stands in a checkpoint.
     """
-    with closing_cache(feed.cache):
+    story, keeper = story or Story(), keeper or Keeper()
+    with closing_cache(feed.cache), keeper.watching(job, feed, state, story):
         if job.config.by_passes:
-            result = descend(job, feed, job.config.passes, *state.weights(job), callback=callback)
+            result = descend(job, feed, job.config.passes, *state.weights(job), keeper=keeper, callback=callback)
         else:
-            result = take_steps(job, feed, state, first_epoch, callback)
+            result = take_steps(job, feed, state, story, keeper, callback)
         if job.polish:
-            result = polished(job, feed, state.weights(job), result, callback)
-    if feed.cache is not None:
-        result.cache_trouble = feed.cache.trouble
+            result = polished(job, feed, state.weights(job), result, keeper, callback)
+    return with_what_was_left_out(feed, result)
+
+
+def with_what_was_left_out(feed: Feed, result: Result) -> Result:
+    """Add to a result what nobody read.
+
+    Raises
+    ------
+    DataError
+        Nothing was read: the first error there was.
+    """
+    left_out = feed.source.left_out
+    if not result.rows and left_out.error is not None:
+        raise left_out.error
+    result.skipped_rows += left_out.rows
+    result.skipped_row_groups = len(left_out.row_groups)
+    if feed.cache is not None and feed.cache.trouble:
+        result.trouble.append(feed.cache.trouble)
+    result.trouble += left_out.remarks()
+    if feed.validation is not None:
+        result.trouble += feed.validation.left_out.remarks()
     return result
 
 
 def take_steps(
-    job: Job, feed: Feed, state: State, first_epoch: int, callback: Callable[[Progress], None] | None
+    job: Job,
+    feed: Feed,
+    state: State,
+    story: Story,
+    keeper: Keeper,
+    callback: Callable[[Progress], None] | None,
 ) -> Result:
     """Train epoch by epoch."""
-    began, times = perf_counter(), Times()
-    losses: list[float] = []
-    validation_losses: list[float] = []
-    seconds: list[float] = []
-    best: tuple[float, Model] | None = None
-    no_gain = skipped = 0
+    began, times = perf_counter() - story.seconds, Times()
 
-    def tell(epoch: int, ended: bool = False) -> None:
+    def tell(ended: bool = False) -> None:
         if callback is not None:
-            loss = mean_so_far(job, state) if state.totals[0, WEIGHT] else (losses or [np.nan])[-1]
-            total = job.labels.rows * job.config.passes
-            rows, steps = int(state.counters[ROWS]), int(state.counters[STEP])
-            spent, validation = perf_counter() - began, validation_losses[-1] if validation_losses else None
-            callback(Progress(epoch, job.config.passes, rows, total, steps, loss, spent, times, validation, ended))
+            callback(progress(job, state, story, times, perf_counter() - began, ended))
 
-    epoch_began = began
-    with closing(advance(Learners(job, state), feed, times, first_epoch)) as moments:
+    with closing(advance(Learners(job, state), feed, times, keeper, story)) as moments:
         for moment in moments:
-            skipped += moment.skipped
-            if not moment.ended:
-                tell(moment.epoch)
-                continue
-            losses.append(mean_so_far(job, state))
-            state.totals[:] = 0
-            seconds.append(perf_counter() - epoch_began)
-            if feed.validation is not None:
-                model = finish(job, *state.weights(job))
-                score = validation_loss(job, feed, model)
-                validation_losses.append(score)
-                no_gain = no_gain + 1 if best is not None and score > best[0] - job.config.tol else 0
-                if best is None or score < best[0]:
-                    best = score, model
-            tell(moment.epoch, ended=True)
-            if job.config.early_stopping and no_gain >= job.config.n_iter_no_change:
+            story.position, story.skipped = moment.position, story.skipped + moment.skipped
+            if moment.ended:
+                close_epoch(job, feed, state, story, keeper, perf_counter() - began)
+                story.epoch_began = perf_counter() - began
+            tell(moment.ended)
+            keeper.reached(moment.ended or moment.round_ended)
+            if story.over:
                 break
-            epoch_began = perf_counter()
-    chosen = best[1] if job.config.early_stopping and best is not None else finish(job, *state.weights(job))
+    best = story.best if job.config.early_stopping else None
     return Result(
-        model=chosen,
+        model=best[1] if best is not None else finish(job, *state.weights(job)),
         rows=int(state.counters[ROWS]),
-        epochs=len(losses),
+        epochs=len(story.losses),
         steps=int(state.counters[STEP]),
         seconds=perf_counter() - began,
-        train_loss=losses[-1] if losses else float("nan"),
-        losses=losses,
-        validation_losses=validation_losses,
-        skipped_rows=skipped // max(1, len(losses)),
+        train_loss=story.losses[-1] if story.losses else float("nan"),
+        losses=story.losses,
+        validation_losses=story.validation_losses,
+        skipped_rows=story.skipped // max(1, len(story.losses)),
         window_rows=feed.plan.capacity,
         peak_rss_bytes=peak_rss(),
         times=times,
-        epoch_seconds=seconds,
+        epoch_seconds=story.epoch_seconds,
     )
 
 
-def advance(learners: Learners, feed: Feed, times: Times, first_epoch: int = 0) -> Generator[Moment, None, None]:
-    """Take all epochs, in one stream or in rounds of several, and pause now and then."""
-    if learners.job.config.partitions > 1:
-        return advance_in_rounds(learners, feed, times, first_epoch)
-    return advance_in_windows(learners, feed, times, first_epoch)
+def close_epoch(job: Job, feed: Feed, state: State, story: Story, keeper: Keeper, seconds: float) -> None:
+    """Validate the model, write down the loss, and begin another sum of losses."""
+    if feed.validation is not None:
+        with keeper.idle():
+            model = finish(job, *state.weights(job))
+            score = validation_loss(job, feed, model)
+        story.validated(score, model, job.config.tol)
+    story.epoch_seconds.append(seconds - story.epoch_began)
+    story.close_epoch(mean_so_far(job, state))
+    story.over = job.config.early_stopping and story.no_gain >= job.config.n_iter_no_change
+    state.totals[:] = 0
+
+
+def progress(job: Job, state: State, story: Story, times: Times, seconds: float, ended: bool) -> Progress:
+    """Where training stands, for who watches."""
+    epoch = story.position.epoch - story.first_epoch - ended
+    rows, steps, total = int(state.counters[ROWS]), int(state.counters[STEP]), job.labels.rows * job.config.passes
+    loss = mean_so_far(job, state) if state.totals[0, WEIGHT] else (story.losses or [np.nan])[-1]
+    validation = story.validation_losses[-1] if story.validation_losses else None
+    return Progress(epoch, job.config.passes, rows, total, steps, loss, seconds, times, validation, ended)
+
+
+def advance(
+    learners: Learners, feed: Feed, times: Times, keeper: Keeper | None = None, story: Story | None = None
+) -> Generator[Moment, None, None]:
+    """Take all epochs that are left, in one stream or in rounds of several, and pause now and then."""
+    keeper, story = keeper or Keeper(), story or Story()
+    ahead = advance_in_rounds if learners.job.config.partitions > 1 else advance_in_windows
+    last = story.position.epoch if story.over else story.first_epoch + learners.job.config.passes
+    return ahead(learners, feed, times, keeper, story.position, last)
 
 
 def polished(
@@ -118,12 +157,13 @@ def polished(
     feed: Feed,
     weights: tuple[NDArray[np.float64], NDArray[np.float32] | None],
     result: Result,
-    callback: Callable[[Progress], None] | None,
+    keeper: Keeper | None = None,
+    callback: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Improve the model that steps gave by passes of L-BFGS."""
     # Of few rows, which nobody asked to polish, it takes no time that is worth a display.
     told = callback if job.config.polish else None
-    after = descend(job, feed, job.polish, *weights, callback=told)
+    after = descend(job, feed, job.polish, *weights, keeper=keeper, callback=told)
     return replace(
         result,
         model=after.model,

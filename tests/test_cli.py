@@ -424,3 +424,75 @@ def test_a_config_file_holds_lists(tmp_path: Path, write: Write) -> None:
     assert len(as_json("tune", "--config", config, "--alpha", "0.1")["models"]) == 4
     config.write_text("alphas = [1, 2]\n")
     assert "alphas" in run("tune", path, "--target", "y", "--config", config, code=2).stderr
+
+
+def test_lines_for_monitors_are_json(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    command = [
+        "train",
+        FLIGHTS / "train",
+        "--target",
+        "late",
+        "--epochs",
+        2,
+        "--checkpoint",
+        kept,
+        "--log-json",
+        "--json",
+    ]
+    done = CliRunner().invoke(app, [str(argument) for argument in command])
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert all(set(line) >= {"time", "event", "message"} for line in lines)
+    events = [line["event"] for line in lines]
+    assert [events.count(name) for name in ("start", "progress", "checkpoint", "end")] == [1, 2, 3, 1]
+    progress = [line for line in lines if line["event"] == "progress"]
+    result = json.loads(done.stdout)
+    assert [line["epoch"] for line in progress] == [1, 2]
+    assert progress[-1]["rows"] == progress[-1]["total_rows"] == result["rows"]
+    assert next(line for line in lines if line["event"] == "end")["weights_sha256"] == result["weights_sha256"]
+    failed = CliRunner().invoke(app, ["train", "nowhere", "--target", "late", "--log-json"])
+    error = json.loads(failed.stderr.splitlines()[-1])
+    assert (error["event"], error["error"], error["exit_code"]) == ("error", "PathNotFound", 3)
+    again = CliRunner().invoke(app, ["train", "nowhere", "--target", "late"])
+    assert again.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_a_checkpoint_is_inspected_by_its_name_or_that_of_its_directory(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    result = as_json("train", FLIGHTS / "train", "--target", "late", "--epochs", 2, "--checkpoint", kept)
+    newest = sorted(kept.glob("checkpoint-*"))[-1]
+    for path in (kept, newest):
+        found = as_json("inspect", path)
+        assert found["kind"] == "checkpoint" and found["checkpoint"] == str(newest)
+        assert (found["rows"], found["steps"], found["epochs_done"]) == (result["rows"], result["steps"], 2)
+        assert found["losses"] == result["losses"] and found["config"]["epochs"] == 2
+    assert "epochs=2" in CliRunner().invoke(app, ["inspect", str(kept)]).output
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert as_json("inspect", kept)["checkpoint"] != str(newest)
+    assert as_json("inspect", newest, code=3)["error"] == "CheckpointError"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--resume"], "give checkpoint"),
+        (["--checkpoint-seconds", "5"], "does nothing without checkpoint"),
+        (["--checkpoint", "kept", "--checkpoint-rows", "0"], "expected a number above 0"),
+    ],
+)
+def test_options_of_checkpoints_that_cannot_be(options: list[str], said: str) -> None:
+    found = as_json("train", FLIGHTS / "train", "--target", "late", *options, code=2)
+    assert said in found["message"]
+
+
+def test_resuming_tells_from_where(tmp_path: Path) -> None:
+    kept, train = tmp_path / "kept", ("train", FLIGHTS / "train", "--target", "late", "--epochs", 2)
+    first = as_json(*train, "--checkpoint", kept, "--resume")
+    assert first["resumed_from"] is None and first["checkpoint"] == str(kept)
+    again = as_json(*train, "--checkpoint", kept, "--resume")
+    assert again["resumed_from"].startswith(str(kept))
+    for name in ("weights_sha256", "rows", "steps", "losses", "epochs"):
+        assert again[name] == first[name]
+    other = as_json(*train, "--checkpoint", kept, "--resume", "--alpha", "0.5", code=2)
+    assert other["error"] == "CheckpointMismatch" and "alpha is 0.5 and was None" in other["message"]

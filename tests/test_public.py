@@ -112,6 +112,8 @@ def test_every_error_has_an_exit_code(kind: type[errors.StreamgdError]) -> None:
     assert issubclass(kind, errors.StreamgdError)
     assert inspect.getdoc(kind)
     expected = 2 if issubclass(kind, errors.ConfigError) else 3 if issubclass(kind, errors.DataError) else 1
+    if kind is errors.Interrupted:
+        expected = 4
     assert kind.exit_code == expected
     # Whoever catches the built-in error that fits also catches ours.
     if issubclass(kind, errors.ConfigError | errors.DataError):
