@@ -1,0 +1,1 @@
+"""Tortures: what must not break streamgd, tried many times with a seed."""
