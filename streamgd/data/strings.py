@@ -155,6 +155,8 @@ def _codes(column: Column, values: pa.Array, known: DictionaryHashes) -> _Codes:
         values = values.dictionary_encode()
     if pa.types.is_dictionary(values.type) and len(values):
         if len(values.dictionary) == 0:
+            if values.indices.null_count < len(values):
+                raise ValueError(f"column {column.name!r} holds a value that its dictionary does not have")
             return _hashed(np.full(len(values), missing, np.uint32))
         return _coded(values.indices, known.of(values.dictionary, column.label))
     return _hashed(hash_values(values, seed, missing))

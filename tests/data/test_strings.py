@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from streamgd.data.encode import Encoder
 from streamgd.data.source import ParquetSource
-from streamgd.data.strings import column_seeds, hash_values, hash_words
+from streamgd.data.strings import DictionaryHashes, column_seeds, hash_values, hash_words, write_indices
 from streamgd.data.table import TableSource
 from streamgd.data.target import Target
 from streamgd.features import Column, FeatureSpec
@@ -213,3 +213,14 @@ def test_columns_without_rows_or_values(values):
     encoder = Encoder(FeatureSpec.raw([Column("c", "category"), Column("t", "text")]))
     batch = pa.record_batch({"c": pa.array(values, pa.string()), "t": pa.nulls(len(values))})
     assert len(features(encoder, [batch])) == len(values)
+
+
+def test_values_of_an_empty_dictionary_are_an_error_unless_they_are_null() -> None:
+    column, out = Column("c", "category"), np.zeros((3, 1), np.uint32)
+    empty = pa.array([], pa.string())
+    null = pa.DictionaryArray.from_arrays(pa.array([None] * 3, pa.int32()), empty)
+    write_indices([column], pa.record_batch({"c": null}), 0, out, DictionaryHashes())
+    assert (out == out[0]).all()
+    wrong = pa.DictionaryArray.from_arrays(pa.array([0, None, 0], pa.int32()), empty, safe=False)
+    with pytest.raises(ValueError, match="'c' holds a value that its dictionary does not have"):
+        write_indices([column], pa.record_batch({"c": wrong}), 0, out, DictionaryHashes())
