@@ -63,7 +63,7 @@ def test_peaks_stay_under_the_limit(peaks: dict[str, int]) -> None:
 
 def test_twice_the_data_take_no_more_memory(peaks: dict[str, int]) -> None:
     once, twice, *_ = peaks.values()
-    assert abs(twice - once) < 0.05 * once
+    assert twice < 1.05 * once  # the first process compiles kernels if nobody has, which takes 100 MB
 
 
 @st.composite
