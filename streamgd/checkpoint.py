@@ -26,7 +26,6 @@ from .state import State, Story
 FREE = ("cache", "n_jobs", "memory_limit", "on_error")
 #: Names of differing shards that a message lists.
 LISTED = 5
-_BEST = {"best_coef": "<f8", "best_intercept": "<f8", "best_index": "<u4", "best_hashed": "<f4"}
 _LISTS = ("losses", "validation_losses", "epoch_seconds")
 
 Arrays = dict[str, NDArray[Any]]

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -65,7 +65,7 @@ class CheckpointDirectory:
         self._handle = _lock(path)
         try:
             self._sweep()
-            self._numbers = sorted(self._found())
+            self._numbers = _numbers(path)
             self.saved = self._newest(resume)
             self.passes = PassLog(path, self._digest())
             if self.saved is None:
@@ -77,18 +77,18 @@ class CheckpointDirectory:
     @property
     def newest_path(self) -> Path | None:
         """The newest checkpoint."""
-        return self._file(self._numbers[-1]) if self._numbers else None
+        return _file(self.path, self._numbers[-1]) if self._numbers else None
 
     def save(self, header: dict[str, Any], arrays: Arrays) -> Path:
         """Write a checkpoint, whole or not at all, and remove what is older than the last few; return its path."""
-        number = self._numbers[-1] + 1 if self._numbers else 1
-        write(self._file(number), KEY, {"format": FORMAT, **header, "origin": self.origin.to_json()}, arrays)
-        self._numbers.append(number)
+        path = _file(self.path, self._numbers[-1] + 1 if self._numbers else 1)
+        write(path, KEY, {"format": FORMAT, **header, "origin": self.origin.to_json()}, arrays)
+        self._numbers.append(number_of(path))
         while len(self._numbers) > KEPT:
             with suppress(OSError):  # one more than wanted harms nobody
-                self._file(self._numbers[0]).unlink(missing_ok=True)
+                _file(self.path, self._numbers[0]).unlink(missing_ok=True)
             self._numbers.pop(0)
-        return self._file(number)
+        return path
 
     def finished(self, weights_sha256: str) -> None:
         """Note that the job is done and its model written: the directory may be used for another."""
@@ -107,14 +107,6 @@ class CheckpointDirectory:
         """Let others have the directory."""
         self._handle.close()
 
-    def _file(self, number: int) -> Path:
-        return self.path / f"checkpoint-{number:09d}.safetensors"
-
-    def _found(self) -> Iterator[int]:
-        for name in os.listdir(self.path):
-            if match := _NUMBERED.fullmatch(name):
-                yield int(match[1])
-
     def _sweep(self) -> None:
         """Remove what a killed process did not finish writing."""
         for name in os.listdir(self.path):
@@ -130,30 +122,22 @@ class CheckpointDirectory:
                     f"the newest, or another directory, or remove it to begin anew."
                 )
             return None
-        damage: list[str] = []
-        for number in reversed(self._numbers):
-            path = self._file(number)
-            try:
-                saved = load_checkpoint(path)
-            except CheckpointError as error:
-                damage.append(str(error))
-                continue
+        saved, damage = _newest_whole(self.path, self._numbers)
+        if saved is not None:
             self.origin.check(saved.header["origin"], saved.where)
-            for newer in self._numbers[self._numbers.index(number) + 1 :]:
-                self._file(newer).unlink()
-            self._numbers = self._numbers[: self._numbers.index(number) + 1]
-            self.remarks += [f"{text} The one before it is taken." for text in damage]
-            return saved
-        if damage:
+            for _ in damage:
+                _file(self.path, self._numbers.pop()).unlink()
+            self.remarks += [f"{error} The one before it is taken." for error in damage]
+        elif damage:
             raise CheckpointError(
                 f"no checkpoint in {str(self.path)!r} can be read: {damage[0]} Remove the directory to begin anew."
             )
-        return None
+        return saved
 
     def _clear(self) -> None:
         """Make room for another job."""
         for number in self._numbers:
-            self._file(number).unlink(missing_ok=True)
+            _file(self.path, number).unlink(missing_ok=True)
         self._numbers = []
         self.passes.forget(0)
         (self.path / FINISHED).unlink(missing_ok=True)
@@ -187,11 +171,36 @@ def find_checkpoint(path: Path) -> Saved | None:
     """
     if path.is_file():
         return load_checkpoint(path) if _NUMBERED.fullmatch(path.name) else None
-    names = sorted(filter(_NUMBERED.fullmatch, os.listdir(path)), reverse=True) if path.is_dir() else []
-    for name in names[:-1]:
-        with suppress(CheckpointError):
-            return load_checkpoint(path / name)
-    return load_checkpoint(path / names[-1]) if names else None
+    saved, damage = _newest_whole(path, _numbers(path)) if path.is_dir() else (None, [])
+    if saved is None and damage:
+        raise damage[-1]
+    return saved
+
+
+def number_of(path: Path) -> int:
+    """Number of a checkpoint, by the name of its file; -1 of anything else."""
+    match = _NUMBERED.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def _file(directory: Path, number: int) -> Path:
+    return directory / f"checkpoint-{number:09d}.safetensors"
+
+
+def _numbers(directory: Path) -> list[int]:
+    """Numbers of the checkpoints in a directory, ascending."""
+    return sorted(number for path in directory.iterdir() if (number := number_of(path)) >= 0)
+
+
+def _newest_whole(directory: Path, numbers: Sequence[int]) -> tuple[Saved | None, list[CheckpointError]]:
+    """The newest of some checkpoints that is whole, if any is, and what is wrong with those after it."""
+    damage: list[CheckpointError] = []
+    for number in reversed(numbers):
+        try:
+            return load_checkpoint(_file(directory, number)), damage
+        except CheckpointError as error:
+            damage.append(error)
+    return None, damage
 
 
 class PassLog:

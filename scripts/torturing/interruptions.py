@@ -12,10 +12,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import streamgd
-from streamgd.checkpointdir import CheckpointDirectory, load_checkpoint
+from streamgd.checkpointdir import CheckpointDirectory, find_checkpoint, number_of
 from streamgd.errors import CheckpointError
 
 from .jobs import SECONDS, CommandLineJob, result, write_shards
@@ -81,47 +82,92 @@ def undisturbed(scratch: Path, rows: int) -> tuple[CommandLineJob, object]:
 
 def newest(directory: Path) -> int:
     """Number of the newest checkpoint that is whole; 0 if there is none."""
-    for path in sorted(directory.glob("checkpoint-*.safetensors"), reverse=True):
-        try:
-            load_checkpoint(path)
-            return int(path.stem.split("-")[1])
-        except (CheckpointError, FileNotFoundError):
-            continue
-    return 0
+    try:
+        saved = find_checkpoint(directory)
+    except CheckpointError:
+        return 0
+    return 0 if saved is None else number_of(saved.path)
 
 
-def kills(scratch: Path, times: int = 200, seed: int = 0, rows: int = 800_000) -> Outcome:
-    """SIGKILL at random instants, one in four while a checkpoint is being written; then ``--resume``."""
+def newest_name(directory: Path) -> int:
+    """Number of the newest checkpoint, whole or not."""
+    return max(map(number_of, directory.iterdir()), default=0) if directory.exists() else 0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended that was disturbed: its code and messages, when, and the newest checkpoint before and now."""
+
+    code: int
+    messages: str
+    seconds: float
+    before: int
+    now: int
+
+
+def disturbed(
+    scratch: Path,
+    times: int,
+    rows: int,
+    disturb: Callable[[CommandLineJob, subprocess.Popen[str]], tuple[str, float]],
+    judge: Callable[[CommandLineJob, str, Ended], tuple[str, str | None] | None],
+) -> Outcome:
+    """Disturb running jobs, and resume each until it is done.
+
+    Parameters
+    ----------
+    scratch : Path
+        Where to write.
+    times : int
+        How many processes to disturb.
+    rows : int
+        Of the data.
+    disturb : callable
+        Does so, and returns how and when (`time.monotonic`).
+    judge : callable
+        Given how, returns the name of the case and what went wrong, if anything; None if the job came to its end.
+    """
     job, whole = undisturbed(scratch, rows)
-    draw, outcome, done = random.Random(seed), Outcome(), 0
+    outcome, done, kind, began = Outcome(), 0, "", 0.0
     while done < times:
         job.begin_anew()
         before = 0
         while True:
             process = job.resume()
-            _await_checkpoint(job, process, before)
+            _wait_for(process, lambda before=before: newest_name(job.checkpoints) > before)
             if done < times:
-                time.sleep(draw.random() * 0.5)
-                if draw.random() < 0.5:  # some find none being written before the job ends
-                    _await_writing(job, process)
-                process.kill()
+                kind, began = disturb(job, process)
             code, found, messages = result(process)
-            if code != -signal.SIGKILL:
+            ended = Ended(code, messages, time.monotonic() - began, before, newest(job.checkpoints))
+            if (case := judge(job, kind, ended)) is None:
                 break
-            done, now = done + 1, newest(job.checkpoints)
-            instant = "while a checkpoint was being written" if writing(job.checkpoints) else "at any instant"
-            lost = None if now >= max(1, before) else f"checkpoint {before} is lost, {now} is the newest"
-            outcome.count(f"SIGKILL {instant}", lost)
-            before = now
+            outcome.count(*case)
+            done, before = done + 1, ended.now
         right = code == 0 and found.get("weights_sha256") == whole
         outcome.count("job resumed to its end", None if right else f"exit code {code}, {found}: {messages[-500:]}")
     return outcome
 
 
-def newest_name(directory: Path) -> int:
-    """Number of the newest checkpoint, whole or not."""
-    names = [path.stem for path in directory.glob("checkpoint-*.safetensors")] if directory.exists() else []
-    return max((int(name.split("-")[1]) for name in names), default=0)
+def kills(scratch: Path, times: int = 200, seed: int = 0, rows: int = 800_000) -> Outcome:
+    """SIGKILL at random instants, one in four while a checkpoint is being written; then ``--resume``."""
+    draw = random.Random(seed)
+
+    def disturb(job: CommandLineJob, process: subprocess.Popen[str]) -> tuple[str, float]:
+        time.sleep(draw.random() * 0.5)
+        if draw.random() < 0.5:  # some find none being written before the job ends
+            _wait_for(process, lambda: writing(job.checkpoints))
+        process.kill()
+        return "SIGKILL", time.monotonic()
+
+    def judge(job: CommandLineJob, kind: str, ended: Ended) -> tuple[str, str | None] | None:
+        if ended.code != -signal.SIGKILL:
+            return None
+        instant = "while a checkpoint was being written" if writing(job.checkpoints) else "at any instant"
+        kept = ended.now >= max(1, ended.before)
+        lost = None if kept else f"checkpoint {ended.before} is lost, {ended.now} is the newest"
+        return f"{kind} {instant}", lost
+
+    return disturbed(scratch, times, rows, disturb, judge)
 
 
 def writing(directory: Path) -> bool:
@@ -129,53 +175,36 @@ def writing(directory: Path) -> bool:
     return any(name.startswith(".checkpoint-") for name in os.listdir(directory))
 
 
-def _await_checkpoint(job: CommandLineJob, process: subprocess.Popen[str], before: int) -> None:
-    """Wait for a checkpoint after number ``before``, or for the end."""
-    _wait_for(lambda: newest_name(job.checkpoints) > before or process.poll() is not None)
-
-
-def _await_writing(job: CommandLineJob, process: subprocess.Popen[str]) -> None:
-    """Wait until a checkpoint is being written, or for the end."""
-    _wait_for(lambda: writing(job.checkpoints) or process.poll() is not None)
-
-
-def _wait_for(condition: Callable[[], bool]) -> None:
+def _wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """Wait for something, or for the end of a process."""
     end = time.monotonic() + SECONDS
-    while not condition() and time.monotonic() < end:
+    while not condition() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.0002)
 
 
 def signals(scratch: Path, times: int = 100, seed: int = 0, rows: int = 800_000) -> Outcome:
     """SIGTERM and SIGINT at random instants, once, twice or to the whole process group; then ``--resume``."""
-    job, whole = undisturbed(scratch, rows)
-    draw, outcome, done, slowest = random.Random(seed), Outcome(), 0, 0.0
-    while done < times:
-        job.begin_anew()
-        before = 0
-        while True:
-            process = job.resume()
-            _await_checkpoint(job, process, before)
-            if done < times:
-                time.sleep(draw.random() * 0.4)
-                began = time.monotonic()
-                kind = _ask_to_end(process, draw)
-            code, found, messages = result(process)
-            seconds = time.monotonic() - began
-            if code == 0:
-                break
-            done, slowest = done + 1, max(slowest, seconds)
-            now = newest(job.checkpoints)
-            wrong = [
-                f"exit code {code}" if code != 4 else "",
-                f"{seconds:.1f} s" if seconds > PROMPT else "",
-                f"checkpoint {now} after {before}" if now < max(1, before) else "",
-                "" if "--resume" in messages else f"no word of --resume: {messages[-300:]}",
-            ]
-            outcome.count(kind, "; ".join(filter(None, wrong)) or None)
-            before = now
-        right = found.get("weights_sha256") == whole
-        outcome.count("job resumed to its end", None if right else f"exit code {code}, {found}: {messages[-500:]}")
-    outcome.notes.append(f"the slowest ended after {slowest:.2f} s")
+    draw, seconds = random.Random(seed), [0.0]
+
+    def disturb(_: CommandLineJob, process: subprocess.Popen[str]) -> tuple[str, float]:
+        time.sleep(draw.random() * 0.4)
+        began = time.monotonic()
+        return _ask_to_end(process, draw), began
+
+    def judge(_: CommandLineJob, kind: str, ended: Ended) -> tuple[str, str | None] | None:
+        if ended.code == 0:
+            return None
+        seconds.append(ended.seconds)
+        wrong = [
+            f"exit code {ended.code}" if ended.code != 4 else "",
+            f"{ended.seconds:.1f} s" if ended.seconds > PROMPT else "",
+            f"checkpoint {ended.now} after {ended.before}" if ended.now < max(1, ended.before) else "",
+            "" if "--resume" in ended.messages else f"no word of --resume: {ended.messages[-300:]}",
+        ]
+        return kind, "; ".join(filter(None, wrong)) or None
+
+    outcome = disturbed(scratch, times, rows, disturb, judge)
+    outcome.notes.append(f"the slowest ended after {max(seconds):.2f} s")
     return outcome
 
 
