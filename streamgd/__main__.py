@@ -1,11 +1,10 @@
 """``python -m streamgd``, and the command ``streamgd``."""
 
-import json
 import os
 import sys
 
 from .addressspace import COMMAND_LINE, address_space_limit, require_room, reserve_little
-from .errors import MemoryLimitError
+from .errors import MemoryLimitError, error_json
 from .interrupt import hear_early
 
 
@@ -29,8 +28,7 @@ def _refuse() -> None:
     except MemoryLimitError as error:
         print(f"error: {error}", file=sys.stderr)
         if "--json" in sys.argv:
-            found = {"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code}
-            print(json.dumps(found))
+            print(error_json(error, error.exit_code))
         sys.exit(error.exit_code)
 
 

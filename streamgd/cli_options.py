@@ -16,7 +16,7 @@ import typer
 from . import log
 from .addressspace import require_room
 from .crash import crashes_told
-from .errors import ConfigError, Interrupted, StreamgdError
+from .errors import ConfigError, Interrupted, StreamgdError, error_json
 from .log import say
 from .shortage import shortage_told
 
@@ -51,11 +51,10 @@ def fail(error: Exception, code: int, as_json: bool) -> NoReturn:
 
 def tell(error: Exception, code: int, as_json: bool) -> None:
     """Tell an error, on standard error and with ``--json`` on standard output."""
-    name, message = type(error).__name__, str(error)
-    text = message if isinstance(error, Interrupted) else _labelled("error", message)
-    say("error", text, error=name, exit_code=code)
+    text = str(error) if isinstance(error, Interrupted) else _labelled("error", str(error))
+    say("error", text, error=type(error).__name__, exit_code=code)
     if as_json:
-        print(json.dumps({"error": name, "message": message, "exit_code": code}), flush=True)
+        print(error_json(error, code), flush=True)
 
 
 def _labelled(label: str, message: str) -> str:

@@ -1,4 +1,4 @@
-"""What to do when a library crashes: name the shard that it was decoding, keep what was learned, and end.
+"""What to do when a library crashes: name the shard that it was decoding, and end; the last checkpoint stands.
 
 A decoder that meets what its authors did not think of may end the process (SIGSEGV, SIGABRT) instead of raising an
 error. Nothing can be done before it happens without decoding everything twice. So while a command runs, these signals
@@ -64,22 +64,18 @@ def crashes_told(tell: Callable[[StreamgdError], None]) -> Iterator[None]:
         with suppress(BaseException):  # whatever goes wrong now, the process must end
             if exhausted():  # a library ended the process for want of a thread, or of memory
                 error: StreamgdError = out_of_memory(f"a library ended the process ({name})")
-                code = error.exit_code
-                tell(error)
             elif _now.where is None:
                 faulthandler.dump_traceback()
-                tell(
-                    StreamgdError(
-                        f"the process crashed with {name} where no shard was being decoded: please report it."
-                    )
+                error = StreamgdError(
+                    f"the process crashed with {name} where no shard was being decoded: please report it."
                 )
             else:
                 error = UnreadableShard(
                     f"{_now.where} crashes the decoder ({name}): the file is damaged, or the library has a defect. "
                     f"Write the shard again or leave it out."
                 )
-                code = error.exit_code
-                tell(error)
+            code = error.exit_code
+            tell(error)
         os._exit(code)
 
     handler = kind(crashed)

@@ -6,11 +6,18 @@ property of the class: 2 wrong arguments, 3 bad data or model file, 4 interrupte
 
 from __future__ import annotations
 
+import json
+
 
 class StreamgdError(Exception):
     """Base of all errors that streamgd raises on purpose."""
 
     exit_code = 1
+
+
+def error_json(error: Exception, code: int) -> str:
+    """What ``--json`` prints of an error that ends a command with an exit code."""
+    return json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": code})
 
 
 class ConfigError(StreamgdError, ValueError):

@@ -9,7 +9,6 @@ nothing.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -17,7 +16,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from .errors import Interrupted, StreamgdError
+from .errors import Interrupted, StreamgdError, error_json
 
 if TYPE_CHECKING:  # what it imports takes a second, in which signals should be heard
     from .keeper import Keeper
@@ -38,13 +37,20 @@ def hear_early(arguments: Sequence[str]) -> None:
     def end(*_: object) -> None:
         os.write(2, f"{NOTHING_YET}\n".encode())
         if "--json" in arguments:
-            text = json.dumps({"error": "Interrupted", "message": NOTHING_YET, "exit_code": Interrupted.exit_code})
+            text = error_json(Interrupted(NOTHING_YET), Interrupted.exit_code)
             os.write(1, f"{text}\n".encode())
         os._exit(Interrupted.exit_code)
 
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, end)
+    for number in _heard():
+        signal.signal(number, end)
+
+
+def _heard() -> list[signal.Signals]:
+    """Signals to hear: what was ignored stays so.
+
+    A shell starts jobs in the background without SIGINT, nohup without SIGHUP.
+    """
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class Interruption:
@@ -69,9 +75,7 @@ class Interruption:
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
         self._writer = writer
-        # What was ignored stays so: a shell starts jobs in the background without SIGINT, nohup without SIGHUP.
-        heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        self._before = {number: signal.signal(number, lambda *_: None) for number in heard}
+        self._before = {number: signal.signal(number, lambda *_: None) for number in _heard()}
         self._wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._listen, name="streamgd-signals", daemon=True)
         self._thread.start()

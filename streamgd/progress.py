@@ -27,10 +27,9 @@ def rate_line(progress: Progress) -> str:
     '250 rows/s, 500.0 kB/s, 2 s left'
     """
     seconds = max(progress.seconds, 1e-9)
-    left = seconds * (progress.total_rows / max(1, progress.rows) - 1)
     return (
         f"{progress.rows / seconds:,.0f} rows/s, {format_bytes(progress.times.bytes / seconds)}/s, "
-        f"{duration(max(0.0, left))} left"
+        f"{duration(progress.seconds_left)} left"
     )
 
 
@@ -117,7 +116,7 @@ class JsonDisplay(PlainDisplay):
             validation_loss=_finite(progress.validation_loss),
             seconds=round(progress.seconds, 3),
             rows_per_second=round(progress.rows / seconds),
-            seconds_left=round(max(0.0, seconds * (progress.total_rows / max(1, progress.rows) - 1)), 3),
+            seconds_left=round(progress.seconds_left, 3),
             peak_rss_bytes=peak_rss(),
         )
 

@@ -229,6 +229,11 @@ class Progress:
     ended: bool = False
 
     @property
+    def seconds_left(self) -> float:
+        """Seconds that the rows that are left will take, at the rate so far."""
+        return max(0.0, max(self.seconds, 1e-9) * (self.total_rows / max(1, self.rows) - 1))
+
+    @property
     def over(self) -> bool:
         """Whether the last epoch has ended."""
         return self.ended and self.epoch + 1 == self.epochs

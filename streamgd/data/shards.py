@@ -226,17 +226,21 @@ class ShardFiles:
 _BEGAN = "when the job began. Put back what was there, or begin anew."
 
 
+def _length(tail: bytes) -> int:
+    """Bytes of a footer, as the end of its file says, with those that say so."""
+    return int.from_bytes(tail[-8:-4], "little") + 8
+
+
 def _tail(file: Any, size: int) -> bytes:
     """The end of a file, with its whole footer if that is as long as the file says."""
     tail: bytes = file.read_at(min(TAIL, size), max(0, size - TAIL))
-    length = int.from_bytes(tail[-8:-4], "little") + 8
+    length = _length(tail)
     return file.read_at(length, size - length) if len(tail) < length <= size else tail
 
 
 def _digest(tail: bytes) -> bytes:
     """SHA-256 of the footer at the end of a file."""
-    length = int.from_bytes(tail[-8:-4], "little") + 8
-    return hashlib.sha256(memoryview(tail)[-length:]).digest()
+    return hashlib.sha256(memoryview(tail)[-_length(tail) :]).digest()
 
 
 def _parsed(tail: bytes) -> Any:
@@ -246,8 +250,7 @@ def _parsed(tail: bytes) -> Any:
 
 def _footer(tail: bytes) -> memoryview:
     """The footer at the end of a file."""
-    length = int.from_bytes(tail[-8:-4], "little")
-    return memoryview(tail)[len(tail) - 8 - length : -8]
+    return memoryview(tail)[len(tail) - _length(tail) : -8]
 
 
 def _reader(file: Any, metadata: Any, dictionaries: Sequence[str], buffer_size: int = 0) -> Any:
