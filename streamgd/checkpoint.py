@@ -135,8 +135,12 @@ def pack(job: Job, feed: Feed, state: State, story: Story) -> tuple[dict[str, An
 
 
 def _shape(job: Job, feed: Feed) -> dict[str, int]:
-    """What a memory limit may lower."""
-    return {"window_rows": feed.memory.window_rows, "hash_bits": job.encoder.spec.hash_bits}
+    """What a memory limit may lower, or a cluster decide."""
+    return {
+        "window_rows": feed.memory.window_rows,
+        "hash_bits": job.encoder.spec.hash_bits,
+        "partitions": job.config.streams,
+    }
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,23 @@ class Saved:
             return Seen.from_json(self.header["seen"])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise self._damaged(error) from error
+
+    @property
+    def partitions(self) -> int:
+        """Partitions of the job.
+
+        Raises
+        ------
+        CheckpointError
+            The file does not say.
+        """
+        try:
+            found = self.header["shape"]["partitions"]
+            if type(found) is not int or found < 1:
+                raise ValueError(f"{found!r} partitions")
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damaged(error) from error
+        return found
 
     def restore(self, job: Job, feed: Feed) -> tuple[State, Story]:
         """State and story of the job, which own the arrays.
@@ -257,7 +278,7 @@ class Saved:
         if any(type(number) is not int or number < 0 for number in numbers) or type(told["over"]) is not bool:
             raise ValueError("its position is not made of counts")
         last = told["first_epoch"] + job.config.passes
-        windows = feed.plan.n_windows if job.config.partitions == 1 else feed.source.manifest.n_rows
+        windows = feed.plan.n_windows if job.config.streams == 1 else feed.source.manifest.n_rows
         if position.epoch > last or position.window > windows or position.rows > feed.plan.capacity:
             raise ValueError(f"its position {tuple(position)} is beyond the end")
         lists = {name: self.arrays[name] for name in _LISTS}

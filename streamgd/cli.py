@@ -88,7 +88,12 @@ def train(
     weight: opt.Weight = None,
     cache: opt.Cache = "auto",
     on_error: opt.OnError = "raise",
-    partitions: opt.Partitions = 1,
+    partitions: opt.Partitions = None,
+    cluster: opt.Cluster = None,
+    tls_ca: opt.TlsCa = None,
+    tls_cert: opt.TlsCert = None,
+    tls_key: opt.TlsKey = None,
+    dashboard: opt.Dashboard = False,
     memory_limit: opt.Limit = None,
     threads: opt.Threads = None,
     seed: opt.Seed = 0,
@@ -107,9 +112,10 @@ def train(
         settings = opt.settings_from(options).check()
         from .train_command import hearing, train_command, train_text
 
+        on = opt.cluster_options(cluster, tls_ca, tls_cert, tls_key, dashboard)
         keeping = Keeping(checkpoint, checkpoint_seconds, checkpoint_rows, resume).check()
         with hearing(keeping, as_json) as keeper:
-            result = train_command(shards, target, settings, weight, validation, model, keeping, keeper)
+            result = train_command(shards, target, settings, weight, validation, model, keeping, keeper, on)
             print_result(result, as_json, train_text)
 
 
@@ -165,13 +171,17 @@ def predict(
     model: opt.ModelFile,
     shards: opt.Shards,
     out: Annotated[
-        Path,
+        str,
         typer.Option(
             metavar="DIR",
-            help="Directory of the output shards, one an input shard; probability is that of the second class.",
+            help="Directory or URI of output shards, one an input shard; probability is that of the second class.",
         ),
     ],
     keep: Annotated[list[str] | None, typer.Option(metavar="COLS", help="Columns to carry over, with commas.")] = None,
+    cluster: opt.Cluster = None,
+    tls_ca: opt.TlsCa = None,
+    tls_cert: opt.TlsCert = None,
+    tls_key: opt.TlsKey = None,
     memory_limit: opt.Limit = None,
     threads: opt.Threads = None,
     as_json: opt.Json = False,
@@ -180,7 +190,9 @@ def predict(
     with reporting(as_json):
         from .data.predict import write_predictions
         from .memory import peak_rss
+        from .train_command import working
 
+        on = opt.cluster_options(cluster, tls_ca, tls_cert, tls_key)
         began = perf_counter()
         loaded, source, jobs = _open(model, shards, memory_limit, threads, keep=columns_of(keep))
         total = len(source.names)
@@ -191,7 +203,22 @@ def predict(
             written += 1
             say("progress", f"{path}: {rows:,} rows ({written} of {total} shards)", shard=path, rows=rows)
 
-        paths = write_predictions(source, loaded, out, keep=columns_of(keep), n_jobs=jobs, done=done)
+        def watch(shards_done: int) -> bool:
+            nonlocal written
+            if shards_done > written:
+                written = shards_done
+                say("progress", f"{written} of {total} shards", shards=written)
+            return False
+
+        with working(on) as executor:
+            options: Any = {
+                "keep": columns_of(keep),
+                "n_jobs": jobs,
+                "done": done,
+                "executor": executor,
+                "watch": watch,
+            }
+            paths = write_predictions(source, loaded, out, **options)
         seconds = perf_counter() - began
         result = {
             "rows": source.manifest.n_rows,

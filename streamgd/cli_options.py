@@ -21,6 +21,7 @@ from .log import say
 from .shortage import shortage_told
 
 if TYPE_CHECKING:
+    from .cluster.options import ClusterOptions
     from .config import Config
 
 EXIT_OTHER = 1
@@ -237,7 +238,20 @@ LogJson = Annotated[
     ),
 ]
 Partitions = Annotated[
-    int, typer.Option(help="Streams that rows are dealt to, each trained on its own thread between rounds.")
+    int | None, typer.Option(help="Streams that rows are dealt to, each trained on its own thread between rounds.")
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="local:N|tcp://...",
+        help="Work on N processes of this machine, or on the workers of a Dask scheduler, which read the shards.",
+    ),
+]
+TlsCa = Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate authority of a tls:// scheduler (PEM).")]
+TlsCert = Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate to show to a tls:// scheduler.")]
+TlsKey = Annotated[Path | None, typer.Option(metavar="FILE", help="Key of the certificate.")]
+Dashboard = Annotated[
+    bool, typer.Option("--dashboard", help="Dask's dashboard on 127.0.0.1:8787, with --cluster local:N.")
 ]
 Seed = Annotated[int, typer.Option(help="Order of the rows; equal seeds give equal weights.")]
 ModelOut = Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write the model.")]
@@ -264,6 +278,19 @@ def settings_from(options: Mapping[str, Any], *, without: Collection[str] = ()) 
         "n_jobs": options["threads"],
     }
     return Config(**{name: value for name, value in values.items() if name not in without})
+
+
+def cluster_options(
+    cluster: str | None, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None, dashboard: bool = False
+) -> ClusterOptions | None:
+    """What the options say of a cluster."""
+    from .cluster.options import ClusterOptions
+
+    if cluster is not None:
+        return ClusterOptions(cluster, tls_ca, tls_cert, tls_key, dashboard).check()
+    if tls_ca or tls_cert or tls_key or dashboard:
+        raise ConfigError("--tls-ca, --tls-cert, --tls-key and --dashboard do nothing without --cluster.")
+    return None
 
 
 def print_result(result: dict[str, Any], as_json: bool, text: Callable[[dict[str, Any]], Any]) -> None:

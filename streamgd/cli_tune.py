@@ -67,7 +67,7 @@ def tune(
     weight: opt.Weight = None,
     cache: opt.Cache = "auto",
     on_error: opt.OnError = "raise",
-    partitions: opt.Partitions = 1,
+    partitions: opt.Partitions = None,
     memory_limit: opt.Limit = None,
     threads: opt.Threads = None,
     seed: opt.Seed = 0,

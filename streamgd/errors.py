@@ -134,6 +134,14 @@ class Interrupted(StreamgdError):
     exit_code = 4
 
 
+class ClusterLost(StreamgdError):
+    """A cluster has no workers, or its scheduler is gone; if there are checkpoints, another cluster can go on."""
+
+
+class WorkersKilled(StreamgdError):
+    """A task has killed several workers one after the other; the message names what it read."""
+
+
 class OutputError(StreamgdError, OSError):
     """A file cannot be written; built as an OSError is, from an errno, its text and the path.
 

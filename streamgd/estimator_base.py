@@ -1,7 +1,4 @@
-"""What the estimators share: parameters, fitting, and the way from what a user has to a source.
-
-Arrays and DataFrames become in-memory tables and go the same way as shards, so there is one path to test.
-"""
+"""What the estimators share: parameters, fitting, and where predictions go."""
 
 from __future__ import annotations
 
@@ -12,44 +9,41 @@ from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from .checkpoint import begin
 from .config import Config, parse_pair
 from .data.evaluate import evaluate, margins
-from .data.frames import features_table, frame_table, is_mixed, is_stored, unused_name
+from .data.frames import is_dask_frame, is_stored
 from .data.leftout import OnError
+from .data.predict import write_predictions
 from .data.rowgroups import Source
-from .data.source import as_source
-from .data.table import TableSource
+from .data.source import ParquetSource
 from .data.threads import available_cpus
 from .errors import ConfigError
-from .features import Column
+from .estimator_data import COLUMN_PARAMETERS, FEATURES, Sourced
+from .executors import Executor
 from .job import Feed, Job, feed, prepare
 from .keeper import Keeper
 from .keeping import Keeping
 from .memory import parse_bytes
 from .model import Model
 from .modelfile import save_model
+from .rounds import with_partitions
 from .state import Result, State, Story
 from .trainer import train
 
 #: Parameters that go into `Config` as they are.
-_COLUMN_PARAMETERS = ("drop", "categorical", "text", "calendar")
 _CONFIG_PARAMETERS = tuple(
     name
     for name in Config.__dataclass_fields__
-    if name not in ("task", "memory_limit", "seed", "interactions", *_COLUMN_PARAMETERS)
+    if name not in ("task", "memory_limit", "seed", "interactions", *COLUMN_PARAMETERS)
 )
-_FEATURES, _TARGET, _WEIGHT = "X", "y", "sample_weight"
 
 
-class Estimator(BaseEstimator):  # type: ignore[misc]
+class Estimator(Sourced):
     """What classifier and regressor share."""
 
     _task: Any
@@ -95,7 +89,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         hash_bits: int | None = None,
         cache: str | os.PathLike[str] | None = "auto",
         on_error: OnError = "raise",
-        partitions: int = 1,
+        partitions: int | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_seconds: float | None = None,
         checkpoint_rows: int | None = None,
@@ -156,14 +150,14 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         tags.input_tags.allow_nan = True
         return tags
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, validation: Any = None, client: Any = None) -> Self:
         """Train from the start.
 
         Parameters
         ----------
-        X : path, list of paths, pyarrow Table or Dataset; or array-like of shape (n_samples, n_features)
-            Shards (files, directories, globs, URIs); or rows in memory. Missing values (null, NaN) count as the
-            mean of their column.
+        X : path, list of paths, pyarrow Table or Dataset, Dask DataFrame; or array-like (n_samples, n_features)
+            Shards (files, directories, globs, URIs), or a Dask DataFrame, each of whose partitions is computed where
+            it is read, whenever it is; or rows in memory. Missing values (null, NaN) count as the mean of their column.
         y : str, or array-like of shape (n_samples,)
             Name of the target column; or the targets.
         sample_weight : str, or array-like of shape (n_samples,), optional
@@ -171,6 +165,9 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         validation : like X, optional
             Shards with the same columns (for arrays: X and y, or X, y and weights) on which the loss is measured
             after each epoch, and on which ``early_stopping`` decides.
+        client : distributed.Client, optional
+            Of a Dask cluster, whose workers then read the shards (or compute the partitions) and train on them. They
+            need streamgd, and to reach the shards. ``partitions`` is then by default a multiple of their threads.
 
         Returns
         -------
@@ -179,6 +176,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
 
         Raises
         ------
+        ClusterLost, WorkersKilled
+            The cluster has no workers any more, or a row group kills them.
         DataError
             The data cannot be trained on; its subclass says why.
         ConfigError
@@ -186,15 +185,19 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         TrainingDiverged
             A weight became infinite or NaN.
         """
-        source, target, weight = self._training_source(X, y, sample_weight, reset=True)
-        held_out = None if validation is None else self._validation_source(validation, weight)
+        source, target, weight = self._training_source(X, y, sample_weight, reset=True, client=client)
+        held_out = None if validation is None else self._validation_source(validation, weight, client)
         config = self._config()
+        executor = None if client is None else _executor(client, source)
         keeping = self._keeping()
         with keeping.keeper() as keeper:
             saved = keeping.open(keeper, config, target, weight, source, held_out)
-            seen = None if saved is None else saved.seen()
-            job, data = prepare(source, target, config, weight=weight, validation=held_out, seen=seen)
-            self._train(job, data, *begin(job, data, saved), keeper)
+            seen, kept = (None, None) if saved is None else (saved.seen(), saved.partitions)
+            config = with_partitions(config, source, kept, None if executor is None else executor.threads)
+            job, data = prepare(
+                source, target, config, weight=weight, validation=held_out, seen=seen, executor=executor
+            )
+            self._train(job, data, *begin(job, data, saved), keeper, executor)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
@@ -236,7 +239,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
             raise ConfigError("a cache directory does nothing in partial_fit, which reads rows once; leave it out.")
         if self._keeping().directory is not None:
             raise ConfigError("checkpoint does nothing in partial_fit, which trains one epoch; leave it out.")
-        if config.partitions > 1:
+        if config.streams > 1:
             raise ConfigError("partitions do nothing in partial_fit, whose rows come in lots; leave them out.")
         config = replace(config, epochs=1)
         columns = None if first else self.model_.spec.columns
@@ -279,6 +282,28 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "model_")
         return margins(self._source(X), self.model_, self.n_jobs or available_cpus())
 
+    def _lazily(self, what: str, X: Any) -> Any:
+        """Predictions for a Dask DataFrame, of which nothing is computed yet."""
+        from .cluster import predictions
+
+        check_is_fitted(self, "model_")
+        return getattr(predictions, f"lazy_{what}")(X, self.model_)
+
+    def _elsewhere(self, X: Any, out: Any, keep: Sequence[str], client: Any) -> Any:
+        """Predictions that are not held in memory, if these are such."""
+        if out is None:
+            if keep or client is not None:
+                raise ConfigError("keep and client do nothing without out, the directory to write scores to.")
+            return self._lazily("predictions", X) if is_dask_frame(X) else None
+        check_is_fitted(self, "model_")
+        if not is_stored(X) or is_dask_frame(X) or not isinstance(source := self._stored(X), ParquetSource):
+            raise ConfigError("out is for shards, which are scored one by one; write other predictions yourself.")
+        executor = None if client is None else _executor(client, source)
+        names = [keep] if isinstance(keep, str) else list(keep)
+        return write_predictions(
+            source, self.model_, out, keep=names, n_jobs=self.n_jobs or available_cpus(), executor=executor
+        )
+
     def _stored_metrics(self, X: Any, y: Any, sample_weight: Any) -> dict[str, Any] | None:
         """Metrics on shards or tables, streamed; None for rows that scikit-learn can score."""
         check_is_fitted(self, "model_")
@@ -301,7 +326,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
         if self.cache is not None:
             values["cache"] = os.fspath(self.cache)
-        for name in _COLUMN_PARAMETERS:
+        for name in COLUMN_PARAMETERS:
             given = getattr(self, name)
             values[name] = (given,) if isinstance(given, str) else tuple(given or ())
         pairs = [self.interactions] if isinstance(self.interactions, str) else self.interactions or ()
@@ -311,10 +336,14 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
     def _keeping(self) -> Keeping:
         return Keeping(self.checkpoint, self.checkpoint_seconds, self.checkpoint_rows, self.resume).check()
 
-    def _train(self, job: Job, data: Feed, state: State, story: Story, keeper: Keeper) -> None:
+    def _train(
+        self, job: Job, data: Feed, state: State, story: Story, keeper: Keeper, executor: Executor | None = None
+    ) -> None:
         for remark in (*keeper.remarks, *data.remarks()):
             warnings.warn(remark, stacklevel=3)
-        result = train(job, data, state, story, keeper=keeper)
+        if hasattr(data.source, "project"):  # a Dask DataFrame: other columns need not be computed
+            data = replace(data, source=data.source.project(job.encoder.columns))
+        result = train(job, data, state, story, keeper=keeper, executor=executor)
         for remark in result.remarks():
             warnings.warn(remark, stacklevel=3)
         keeper.finished(result.model)
@@ -333,100 +362,26 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         self.coef_ = model.coef.copy()
         self.intercept_ = model.intercept.copy()
         first, names = model.spec.columns[0], model.spec.names
-        if first.name == _FEATURES and first.kind == "vector":
+        if first.name == FEATURES and first.kind == "vector":
             self.n_features_in_ = first.size
         else:
             self.n_features_in_ = len(names)
             self.feature_names_in_ = np.array(names, dtype=object)
 
-    def _training_source(
-        self,
-        X: Any,
-        y: Any,
-        weight: Any,
-        *,
-        reset: bool,
-        columns: tuple[Column, ...] | None = None,
-        strict: bool = False,
-    ) -> tuple[Source, str, str | None]:
-        """The source, and the names of its target and weight columns; ``columns`` are those that a model knows.
 
-        A ``strict`` source leaves nothing out, whatever ``on_error`` says.
-        """
-        if is_stored(X):
-            if not isinstance(y, str):
-                raise ConfigError(f"y is {y!r}; with shards or tables it is the name of the target column.")
-            if weight is not None and not isinstance(weight, str):
-                raise ConfigError("with shards or tables sample_weight is the name of a column.")
-            return as_source(X, self.n_jobs or available_cpus(), None if strict else self.on_error), y, weight
-        if is_mixed(X) or (hasattr(X, "columns") and self._names_columns()):
-            return self._frame_source(X, y, weight)
-        if self._names_columns():
-            raise ConfigError(
-                "drop, categorical, text, calendar, interactions and missing_indicator are for columns with names: "
-                "give shards, an Arrow table or a DataFrame."
-            )
-        named = hasattr(X, "columns")
-        checked, y = validate_data(
-            self,
-            X,
-            y,
-            dtype=[np.float64, np.float32],
-            ensure_all_finite="allow-nan",
-            y_numeric=self._task == "regression",
-            reset=reset,
+def _executor(client: Any, source: Source) -> Any:
+    """Who carries out rounds on the cluster of a client.
+
+    Raises
+    ------
+    ConfigError
+        The rows are in the memory of this process, or workers cannot do the work.
+    """
+    from .cluster.connect import carrying_out
+
+    if source.in_memory:
+        raise ConfigError(
+            "client does nothing for rows that are in memory here: workers read shards or compute Dask DataFrames. "
+            "Leave it out, or give paths that workers can reach."
         )
-        if self._task == "classification":
-            check_classification_targets(y)
-        if columns is None:
-            names = list(self.feature_names_in_) if named and hasattr(self, "feature_names_in_") else []
-            unnamed = Column(_FEATURES, "vector", checked.shape[1])
-            columns = tuple(Column(name, "number") for name in names) or (unnamed,)
-        table = features_table(checked, columns)
-        target, weight_name = unused_name(table, _TARGET), None
-        table = table.append_column(target, pa.array(y))
-        if weight is not None:
-            weight_name = unused_name(table, _WEIGHT)
-            weights = _check_sample_weight(weight, checked, ensure_non_negative=True)
-            table = table.append_column(weight_name, pa.array(weights))
-        return TableSource(table), target, weight_name
-
-    def _names_columns(self) -> bool:
-        return any(bool(getattr(self, name)) for name in (*_COLUMN_PARAMETERS, "interactions", "missing_indicator"))
-
-    def _frame_source(self, X: Any, y: Any, weight: Any) -> tuple[Source, str, str | None]:
-        """A DataFrame whose columns are not all numbers, as a table."""
-        table = frame_table(X)
-        target, weight_name = unused_name(table, _TARGET), None
-        y = column_or_1d(y, warn=True)
-        if len(y) != table.num_rows:
-            raise ValueError(f"X has {table.num_rows} rows and y has {len(y)}; they must be as many.")
-        if self._task == "classification":
-            check_classification_targets(y)
-        table = table.append_column(target, pa.array(y))
-        if weight is not None:
-            weight_name = unused_name(table, _WEIGHT)
-            rows = np.empty((table.num_rows, 1))
-            table = table.append_column(weight_name, pa.array(_check_sample_weight(weight, rows, dtype=np.float64)))
-        return TableSource(table), target, weight_name
-
-    def _validation_source(self, validation: Any, weight: str | None) -> Source:
-        if is_stored(validation):
-            return as_source(validation, self.n_jobs or available_cpus(), self.on_error)
-        if not isinstance(validation, tuple) or len(validation) not in (2, 3):
-            raise ConfigError("validation is neither shards nor a tuple (X, y) or (X, y, sample_weight).")
-        X, y, weights = validation if len(validation) == 3 else (*validation, None)
-        if weights is None and weight is not None:
-            weights = np.ones(len(y))
-        return self._training_source(X, y, weights, reset=False)[0]
-
-    def _source(self, X: Any) -> Source:
-        """Rows to predict."""
-        if is_stored(X):
-            return as_source(X, self.n_jobs or available_cpus())
-        # A model that was loaded knows its columns, but not the parameters that chose them.
-        by_name = not hasattr(self, "_job") or self._names_columns()
-        if is_mixed(X) or (hasattr(X, "columns") and by_name):
-            return TableSource(frame_table(X))
-        checked = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan", reset=False)
-        return TableSource(features_table(checked, self.model_.spec.columns))
+    return carrying_out(client)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.metaestimators import available_if
 
+from .data.frames import is_dask_frame
 from .estimator_base import Estimator
 from .model import Model
 from .modelfile import load_model
@@ -163,7 +164,7 @@ class SGDClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         tags.classifier_tags.multi_class = self.loss in (None, "log_loss")
         return tags
 
-    def decision_function(self, X: Any) -> NDArray[np.float64]:
+    def decision_function(self, X: Any) -> Any:
         """Margins of rows: of the second class (for "log_loss" its log-odds), or of each class if there are more.
 
         Parameters
@@ -174,21 +175,46 @@ class SGDClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         Returns
         -------
         ndarray of float64, shape (n_samples,), or (n_samples, n_classes) if there are more than two
+            Of a Dask DataFrame a Dask Series or Array, of which nothing is computed yet.
         """
+        if is_dask_frame(X):
+            return self._lazily("margins", X)
         return self._margins(X)
 
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Class labels of rows, as in `decision_function`; ndarray of shape (n_samples,)."""
+    def predict(self, X: Any, *, out: Any = None, keep: Sequence[str] = (), client: Any = None) -> Any:
+        """Class labels of rows, or output shards with a score for every row.
+
+        Parameters
+        ----------
+        X : as in `fit`
+            Rows. For shards without ``out``, the margins of all rows are held in memory: 8 bytes a row.
+        out : path or URI, optional
+            Directory to which, for shards, a shard each is written with a score for every row, as ``streamgd predict``
+            does it; no more rows are in memory than record batches.
+        keep : list of str
+            Columns that are carried over to ``out``.
+        client : distributed.Client, optional
+            Of a Dask cluster whose workers write ``out``, a shard each at a time.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,), or list of paths
+            Of a Dask DataFrame a Dask Series, of which nothing is computed yet.
+        """
+        if (found := self._elsewhere(X, out, keep, client)) is not None:
+            return found
         margins = self._margins(X)
-        labels: NDArray[Any] = self.classes_[self.model_.codes(margins)]
-        return labels
+        return self.classes_[self.model_.codes(margins)]
 
     @available_if(_gives_probabilities)  # type: ignore[untyped-decorator]
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+    def predict_proba(self, X: Any) -> Any:
         """Probabilities of the classes in the order of ``classes_``; ndarray of float64, (n_samples, n_classes).
 
-        Only of losses that give them: "log_loss" and "modified_huber".
+        Of a Dask DataFrame a Dask Array, of which nothing is computed yet. Only of losses that give probabilities:
+        "log_loss" and "modified_huber".
         """
+        if is_dask_frame(X):
+            return self._lazily("probabilities", X)
         margins = self._margins(X)
         probabilities = self.model_.probabilities(margins)
         assert probabilities is not None
@@ -241,18 +267,23 @@ class SGDRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
 
     _task = "regression"
 
-    def predict(self, X: Any) -> NDArray[np.float64]:
-        """Predicted values of rows.
+    def predict(self, X: Any, *, out: Any = None, keep: Sequence[str] = (), client: Any = None) -> Any:
+        """Predicted values of rows, or output shards with a value for every row.
 
         Parameters
         ----------
         X : as in `fit`
-            Rows. For shards, the values of all rows are held in memory: 8 bytes a row.
+            Rows. For shards without ``out``, the values of all rows are held in memory: 8 bytes a row.
+        out, keep, client
+            As in `SGDClassifier.predict`.
 
         Returns
         -------
-        ndarray of float64, shape (n_samples,)
+        ndarray of float64, shape (n_samples,), or list of paths
+            Of a Dask DataFrame a Dask Series, of which nothing is computed yet.
         """
+        if (found := self._elsewhere(X, out, keep, client)) is not None:
+            return found
         margins = self._margins(X)
         return self.model_.values(margins)
 

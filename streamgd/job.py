@@ -22,6 +22,7 @@ from .data.shuffle import HELD_OUT, Plan, random_order
 from .data.target import Target
 from .data.threads import available_cpus
 from .errors import CheckpointError, ConfigError
+from .executors import Executor
 from .features import Column, FeatureSpec
 from .kernels.problem import Problem, common
 from .look import check_classes, look, recall, weigh
@@ -90,7 +91,7 @@ class Job:
         polished = any(one.polish for one in self.models)
         descended = slots and self.scales.distinct if config.by_passes or polished else 0
         outputs = self.outputs * len(self.models)
-        return Table(slots, outputs, config.method.slots, config.averaged, descended, config.partitions)
+        return Table(slots, outputs, config.method.slots, config.averaged, descended, config.streams)
 
     @property
     def problem(self) -> Problem:
@@ -160,12 +161,14 @@ def prepare(
     validation: Source | None = None,
     beside: Sequence[Config] = (),
     seen: Seen | None = None,
+    executor: Executor | None = None,
 ) -> tuple[Job, Feed]:
     """Look at the data and fix everything that is not learned.
 
     ``classes`` are labels that may come besides those in the data; ``endless`` says that these are only the first rows;
     ``beside`` are configurations of models to train side by side, of which ``config`` is one; ``seen`` is what an
-    earlier look at the same data told, which is then not taken again.
+    earlier look at the same data told, which is then not taken again; ``executor`` is who reads the labels, if not this
+    process.
 
     Raises
     ------
@@ -187,7 +190,7 @@ def prepare(
     resident = process_bytes(config.memory_limit)
     n_jobs = _plan_memory(source, raw, config, Table(), 0, validation, resident).n_jobs
     if seen is None:
-        source, seen = look(source, raw, config, classes=classes, n_jobs=n_jobs)
+        source, seen = look(source, raw, config, classes=classes, n_jobs=n_jobs, executor=executor)
     else:
         source = recall(source, seen)
     labels, scales = seen.labels, seen.scales
@@ -215,7 +218,7 @@ def prepare(
     spec = _specify(columns, scales, 1.0 / inverse_scale, config, endless)
     encoder = replace(raw, spec=spec, target=replace(labels.target(target), least=least))
     length = _row_length(encoder, scales, inverse_scale)
-    rows = ENDLESS_ROWS if endless else labels.rows
+    rows, row_groups = ENDLESS_ROWS if endless else labels.rows, int(np.count_nonzero(source.manifest.rows))
     job = Job(
         config=config,
         target=target,
@@ -229,10 +232,12 @@ def prepare(
         spread=np.append(scales.scale * inverse_scale if config.standardize else np.ones_like(inverse_scale), 0.0),
         eta0=config.initial_rate(loss, length, rows),
         start=start,
-        polish=0 if endless else config.polish_passes(loss, labels.rows),
+        polish=0 if endless else config.polish_passes(loss, labels.rows, row_groups, labels.clustering),
     )
     if beside:
-        job = replace(job, beside=tuple(_variant(job, other.settled(total_weight), length) for other in beside))
+        job = replace(
+            job, beside=tuple(_variant(job, other.settled(total_weight), length, row_groups) for other in beside)
+        )
     memory = _plan_memory(source, encoder, config, job.table, scales.text_bytes, validation, resident)
     if memory.hash_bits < spec.hash_bits:
         if config.hash_bits is not None:
@@ -246,7 +251,7 @@ def prepare(
     return job, _feed(job, source, memory, validation)
 
 
-def _variant(job: Job, config: Config, length: float) -> Job:
+def _variant(job: Job, config: Config, length: float, row_groups: int) -> Job:
     """The job of another configuration on the same data."""
     config.check_beside(job.config)
     config.loss_for(job.labels.task)
@@ -255,7 +260,7 @@ def _variant(job: Job, config: Config, length: float) -> Job:
         job,
         config=config,
         eta0=config.initial_rate(job.loss, length, rows),
-        polish=config.polish_passes(job.loss, rows),
+        polish=config.polish_passes(job.loss, rows, row_groups, job.labels.clustering),
         beside=(),
     )
 
@@ -331,7 +336,7 @@ def _feed(job: Job, source: Source, memory: MemoryPlan, validation: Source | Non
         plan,
         passes=passes,
         text_bytes=text_bytes,
-        partitions=job.config.partitions,
+        partitions=job.config.streams,
     )
     return Feed(source, plan, memory, validation, cache, remark)
 

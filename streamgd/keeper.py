@@ -16,7 +16,7 @@ from typing import Self
 
 from .checkpoint import pack
 from .checkpointdir import CheckpointDirectory, PassLog
-from .errors import Interrupted
+from .errors import ClusterLost, Interrupted
 from .interrupt import NOTHING_YET
 from .job import Feed, Job
 from .kernels.drain import CARRIED, ROWS
@@ -150,11 +150,23 @@ class Keeper:
 
     def farewell(self) -> str:
         """What to tell who ended the training."""
+        kept = self._told()
+        return NOTHING_YET if kept is None else f"interrupted; {kept}"
+
+    def resumable(self, error: ClusterLost) -> ClusterLost:
+        """The same error, which says what is kept."""
+        if (kept := self._told()) is None:
+            return error
+        found = ClusterLost(f"{error} {kept[0].upper()}{kept[1:]} Another cluster, or this machine alone, can go on.")
+        found.exit_code = Interrupted.exit_code
+        return found
+
+    def _told(self) -> str | None:
         kept = None if self.directory is None else self.directory.newest_path
         if kept is None:
-            return NOTHING_YET
+            return None
         where = f" up to {place(self._subject[3])}" if self._subject and _mark(self._subject[3]) == self._kept else ""
-        return f"interrupted; what was learned{where} is kept in {kept}. Run the same command with --resume."
+        return f"what was learned{where} is kept in {kept}. Run the same command with --resume."
 
     def _save(self) -> None:
         """Write the state, unless it has been written."""

@@ -17,6 +17,7 @@ from .data.profile import Scales, measure_scales
 from .data.rowgroups import Source
 from .data.seen import Seen
 from .errors import ConfigError, NonFiniteFeature, TooManyClasses
+from .executors import Executor
 from .losses import Loss
 
 #: Looks at most, if row groups turn out to be bad: labels and scales are those of what is left. The second look's
@@ -27,7 +28,13 @@ MOST_SCALE = 1e32
 
 
 def look(
-    source: Source, encoder: Encoder, config: Config, *, classes: Sequence[Any] | None, n_jobs: int
+    source: Source,
+    encoder: Encoder,
+    config: Config,
+    *,
+    classes: Sequence[Any] | None,
+    n_jobs: int,
+    executor: Executor | None = None,
 ) -> tuple[Source, Seen]:
     """Scan the labels and measure the sample; return what was seen, and the source less what is bad.
 
@@ -41,7 +48,15 @@ def look(
     assert encoder.target is not None
     target = encoder.target.name
     for _ in range(LOOKS):
-        labels = scan_labels(source, target, task=config.task, weight=encoder.weight, classes=classes, n_jobs=n_jobs)
+        labels = scan_labels(
+            source,
+            target,
+            task=config.task,
+            weight=encoder.weight,
+            classes=classes,
+            n_jobs=n_jobs,
+            executor=executor,
+        )
         source = remaining(source)
         check_classes(labels, config.loss_for(labels.task), target)
         weighed = weigh(encoder, labels, config)[0]

@@ -74,8 +74,9 @@ class Table:
         Whether an average of the weights is kept beside.
     descended : int
         Hashed features of which L-BFGS changes all weights at once; 0 if it does not.
-    copies : int
-        Partitions, each of which changes a table of its own.
+    partitions : int
+        Partitions, each of which changes a copy of its own. Those that are done wait to be joined: one or two for each
+        power of two in their number, and one for each thread.
     """
 
     slots: int = 0
@@ -83,7 +84,7 @@ class Table:
     states: int = 1
     averaged: bool = True
     descended: int = 0
-    copies: int = 1
+    partitions: int = 1
 
     @property
     def cells(self) -> int:
@@ -92,10 +93,16 @@ class Table:
 
     def bytes(self, slots: int) -> int:
         """Bytes of so many slots, with the average and a copy of the weights that becomes the model."""
-        copies = self.copies if self.copies == 1 else self.copies + 1
-        steps = slots * 4 * (self.cells * copies + (1 + self.averaged) * self.outputs) + slots
+        waiting = self.copy(slots) * (self.partitions.bit_length() + 2)
+        steps = slots * 4 * (self.cells + (1 + self.averaged) * self.outputs) + slots + waiting
         vectors = 8 * self.outputs * min(slots, self.descended) * LBFGS_VECTORS
         return steps + vectors + (slots * (16 * self.outputs + 1) if self.descended else 0)
+
+    def copy(self, slots: int) -> int:
+        """Bytes of what a partition makes of so many slots: its table, or a gradient of it."""
+        if self.partitions == 1:
+            return 0
+        return slots * max(4 * self.cells, (8 * self.outputs + 1) if self.descended else 0)
 
 
 @dataclass(frozen=True)
@@ -292,7 +299,7 @@ def plan_memory(
     elif bound is not None:
         limit = bound.bytes
     left = limit - (base if bound is None else process) - windows(rows) - waiting(rows) - decode
-    threads = min(n_jobs, 1 + max(0, left // (decode + thread_bytes(bound))))
+    threads = min(n_jobs, 1 + max(0, left // (decode + table.copy(slots) + thread_bytes(bound))))
     return MemoryPlan(
         limit,
         base,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from math import isfinite
 from time import monotonic
 from types import TracebackType
@@ -49,6 +50,16 @@ def division_line(progress: Progress) -> str:
     return ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in spent.items())
 
 
+def standing_line(progress: Progress) -> str:
+    """How far a round is, and who is at work; empty where that says nothing."""
+    standing = progress.standing
+    if standing is None:
+        return ""
+    done = f"{standing.partitions_done} of {standing.partitions} partitions"
+    line = f"round {standing.round + 1} of {standing.rounds}, {done}"
+    return line if standing.workers is None else f"{line}, {standing.workers} workers"
+
+
 def duration(seconds: float) -> str:
     """Write a time for people.
 
@@ -90,7 +101,7 @@ class PlainDisplay:
         say(
             "progress",
             f"epoch {progress.epoch + 1}/{progress.epochs} {share:4.0%}  loss {progress.loss:.5g}{validation}  "
-            f"{rate_line(progress)}  ({division_line(progress)})",
+            f"{rate_line(progress)}  ({standing_line(progress) or division_line(progress)})",
         )
 
 
@@ -118,6 +129,7 @@ class JsonDisplay(PlainDisplay):
             rows_per_second=round(progress.rows / seconds),
             seconds_left=round(progress.seconds_left, 3),
             peak_rss_bytes=peak_rss(),
+            **({} if progress.standing is None else asdict(progress.standing)),
         )
 
 
@@ -165,6 +177,8 @@ class LiveDisplay:
             loss += f", {progress.validation_loss:.5f} validation"
         grid.add_row("loss", loss)
         grid.add_row("time", division_line(progress))
+        if line := standing_line(progress):
+            grid.add_row("round", line)
         return grid
 
 

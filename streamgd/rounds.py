@@ -6,25 +6,28 @@ with: each partition takes some whole windows of its own stream. Rounds become l
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import copy
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .config import Config
 from .data.cache import BlockCache
+from .data.leftout import LeftOut
 from .data.rowgroups import Source
 from .data.shuffle import EXTRA_VALUES, PARTITIONS, Plan, Run, default_window_rows, random_order
 from .data.stream import START, Position, Times, WindowStream
-from .errors import ConfigError
+from .errors import ClusterLost, ConfigError, Interrupted
 from .executors import Executor, Serial, Threads
 from .job import Feed, Job
 from .keeper import Keeper
 from .kernels.combine import combine_dense, combine_tables
 from .kernels.drain import ROWS, STEP
-from .state import State
+from .state import RoundProgress, State
 from .steps import Learners, Moment, learn
 
 #: Rounds of the first epoch, at most; each epoch has half as many as the one before.
@@ -32,6 +35,9 @@ FIRST_ROUNDS = 32
 #: A table of hashed weights is combined so seldom that a round visits each slot so many times in the mean: combining
 #: one costs as much as visiting it, on the way through memory.
 SLOT_VISITS = 2
+#: Partitions for each thread of a cluster, so that when one is lost the others share what it did. More are worse to
+#: learn from, and each takes some ms of the scheduler a round.
+PARTITIONS_A_THREAD = 4
 #: Row groups that a partition takes in a round, at least: one that a round cuts in two is read twice up to there.
 ROW_GROUPS = 4
 
@@ -60,24 +66,78 @@ class Partition:
     cache: CachePart | None
 
 
-@dataclass
-class Part:
-    """What a partition made of a round."""
+class Dealt:
+    """What the partitions of a job share: the job, its row groups, and who has which. It is sent to workers once.
 
-    state: State
-    skipped: int
-    times: Times
-
-
-def deal(job: Job, feed: Feed) -> list[Partition]:
-    """Deal the row groups out at random, and plan the windows of each partition.
+    Parameters
+    ----------
+    job : Job
+        What is trained.
+    source : Source
+        The row groups; workers open them themselves.
+    window_rows : int
+        Rows of a window, at most.
+    cache : BlockCache, optional
+        Encoded rows on the disk of this machine.
 
     Raises
     ------
     ConfigError
         There are fewer row groups than partitions.
     """
-    P, rows = job.config.partitions, feed.source.manifest.rows
+
+    def __init__(self, job: Job, source: Source, window_rows: int, cache: BlockCache | None = None) -> None:
+        self.job, self.source, self.window_rows, self.cache = job, source, window_rows, cache
+        self.partitions = _deal(job, source, window_rows, cache)
+        self._windows: list[NDArray[np.float32]] = []
+
+    @classmethod
+    def of(cls, job: Job, feed: Feed) -> Dealt:
+        """Deal out the row groups of a feed."""
+        return cls(job, feed.source, feed.memory.window_rows, feed.cache)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"job": self.job, "source": self.source, "window_rows": self.window_rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def for_job(self, job: Job) -> Dealt:
+        """The same rows for another job."""
+        other = copy.copy(self)
+        other.job = job
+        return other
+
+    def through(self, change: Callable[[Any], Any], number: int) -> Dealt:
+        """The same, but the source of a partition is what ``change`` makes of it."""
+        other, partition = copy.copy(self), self.partitions[number]
+        other.partitions = [*self.partitions]
+        other.partitions[number] = replace(partition, source=change(partition.source))
+        return other
+
+    @property
+    def largest(self) -> int:
+        """Rows of the largest window."""
+        return max(partition.plan.capacity for partition in self.partitions)
+
+    def at_a_time(self, feed: Feed) -> int:
+        """Partitions whose windows fit in the memory of the two that there are."""
+        return min(len(self.partitions), feed.memory.n_jobs, max(1, 2 * feed.memory.window_rows // self.largest))
+
+    @contextmanager
+    def window(self) -> Iterator[NDArray[np.float32]]:
+        """Memory for a window, which is kept for the next that asks."""
+        try:
+            rows = self._windows.pop()
+        except IndexError:
+            rows = self.job.encoder.new_rows(self.largest)
+        yield rows
+        self._windows.append(rows)
+
+
+def _deal(job: Job, source: Source, window_rows: int, cache: BlockCache | None) -> list[Partition]:
+    """Deal the row groups out at random, and plan the windows of each partition."""
+    P, rows = job.config.streams, source.manifest.rows
     filled = np.flatnonzero(rows)
     if len(filled) < P:
         raise ConfigError(
@@ -89,12 +149,12 @@ def deal(job: Job, feed: Feed) -> list[Partition]:
     dealt = []
     for p in range(P):
         chosen = np.sort(order[p::P])
-        source = feed.source.subset(chosen)
-        window = min(feed.memory.window_rows, default_window_rows(rows[chosen], job.encoder.layout.row_bytes))
+        part = source.subset(chosen)
+        window = min(window_rows, default_window_rows(rows[chosen], job.encoder.layout.row_bytes))
         if job.config.window_rows is not None:
-            window = min(feed.memory.window_rows, -(-job.config.window_rows // P))
+            window = min(window_rows, -(-job.config.window_rows // P))
         plan = Plan(
-            source.manifest.rows,
+            part.manifest.rows,
             window,
             row_cost=job.encoder.row_cost,
             # Seeds of partitions differ, so that equal row groups are not taken in equal orders.
@@ -102,8 +162,48 @@ def deal(job: Job, feed: Feed) -> list[Partition]:
             shuffle=job.config.shuffle,
             extra_values=EXTRA_VALUES // P,
         )
-        dealt.append(Partition(source, plan, None if feed.cache is None else CachePart(feed.cache, chosen)))
+        dealt.append(Partition(part, plan, None if cache is None else CachePart(cache, chosen)))
     return dealt
+
+
+def with_partitions(config: Config, source: Source, kept: int | None, threads: int | None) -> Config:
+    """The configuration with its partitions: those of a checkpoint, or for a cluster of so many threads.
+
+    Raises
+    ------
+    ConfigError
+        There are too few row groups, or a parameter does nothing on a cluster.
+    """
+    if threads is not None:
+        if config.cache not in ("auto", None):
+            raise ConfigError("cache does nothing on a cluster, whose workers read the shards; leave it out.")
+        if config.partitions == 1:
+            raise ConfigError("partitions=1 is one stream, which no cluster can divide: leave it out, or give more.")
+        config = replace(config, cache=None)
+    if config.partitions is None and kept is not None:
+        config = replace(config, partitions=kept)
+    if config.partitions is None and threads is not None:
+        row_groups = int(np.count_nonzero(source.manifest.rows))
+        config = replace(config, partitions=default_partitions(row_groups, threads))
+    return config.check()
+
+
+def default_partitions(row_groups: int, threads: int) -> int:
+    """Partitions of a job on a cluster that has so many threads when it begins: a multiple of these.
+
+    Raises
+    ------
+    ConfigError
+        There are too few row groups to divide.
+    """
+    if row_groups < 2:
+        raise ConfigError(
+            "the data are one row group, which no cluster can divide: leave out the cluster, or write the data with "
+            "smaller row groups."
+        )
+    threads = min(threads, row_groups)
+    times = max(1, min(PARTITIONS_A_THREAD, row_groups // (ROW_GROUPS * threads)))
+    return max(2, threads * times)
 
 
 def rounds_of(job: Job, epoch: int, partitions: list[Partition]) -> int:
@@ -119,86 +219,154 @@ def rounds_of(job: Job, epoch: int, partitions: list[Partition]) -> int:
     return max(1, n)
 
 
+@dataclass
+class Part:
+    """What a partition, or several of them together, made of a round.
+
+    ``left_out`` is what it could not read: of a worker elsewhere, all that this worker could not read so far.
+    """
+
+    state: State
+    skipped: int
+    times: Times
+    left_out: LeftOut
+
+
 @dataclass(frozen=True)
 class Round:
-    """Number ``index`` of the ``count`` rounds of an epoch."""
+    """Number ``index`` of the ``count`` rounds of an epoch: each partition takes some whole windows of its own."""
 
     epoch: int
     index: int
     count: int
 
+    def part(self, shared: Dealt, start: State, number: int) -> Part:
+        """Train a partition's windows of the round."""
+        job, partition, times = shared.job, shared.partitions[number], Times()
+        plan = partition.plan
+        first, last = (plan.n_windows * k // self.count for k in (self.index, self.index + 1))
+        learners, skipped = Learners(job, start.arriving(job)), 0
+        with shared.window() as rows:
+            stream = WindowStream(
+                partition.source,
+                job.encoder,
+                plan,
+                n_jobs=0,
+                cache=partition.cache,
+                start=Position(self.epoch, first),
+                stop=Position(self.epoch, last),
+                rows=rows,
+                times=times,
+            )
+            for window in stream:
+                ends = replace(window, last=window.index == last - 1)  # a mini-batch ends with its round
+                for _ in learn(learners, ends, times, max(1, len(window.order)), average=False):
+                    pass
+                skipped += window.skipped + window.lost
+        return Part(learners.state.leaving(), skipped, times, partition.source.left_out)
 
-def local_round(job: Job, state: State, now: Round, memory: list[NDArray[np.float32]], partition: Partition) -> Part:
-    """Train a partition's windows of a round, from a state that stays as it is.
-
-    ``memory`` has room for windows of the partitions that are worked on at a time.
-    """
-    plan, times = partition.plan, Times()
-    first, last = (plan.n_windows * k // now.count for k in (now.index, now.index + 1))
-    learners, skipped, rows = Learners(job, state.copy()), 0, memory.pop()
-    stream = WindowStream(
-        partition.source,
-        job.encoder,
-        plan,
-        n_jobs=0,
-        cache=partition.cache,
-        start=Position(now.epoch, first),
-        stop=Position(now.epoch, last),
-        rows=rows,
-        times=times,
-    )
-    for window in stream:
-        ends = replace(window, last=window.index == last - 1)  # a mini-batch ends with its round
-        for _ in learn(learners, ends, times, max(1, len(window.order)), average=False):
-            pass
-        skipped += window.skipped + window.lost
-    memory.append(rows)
-    return Part(learners.state, skipped, times)
+    def join(self, shared: Dealt, start: State, left: Part, right: Part) -> Part:
+        """Combine what neighbours learned."""
+        state = combine(shared.job, start, left.state, right.state)
+        times = Times(**vars(left.times))
+        times.add(right.times)
+        return Part(state, left.skipped + right.skipped, times, left.left_out.merged(right.left_out))
 
 
-def combine(job: Job, start: State, states: list[State]) -> State:
-    """What states that began alike become together; those of the first partition are changed."""
-    left = states[0]
-    began = int(start.counters[ROWS])
-    for right in states[1:]:
-        rows = [int(state.counters[ROWS]) - began for state in (left, right)]
-        share = rows[0] / max(1, sum(rows))
-        steps = int(left.counters[STEP]), int(right.counters[STEP])
-        step = max(steps)
-        dense = left.params, left.slots, right.params, right.slots
-        combine_dense(job.problem, job.settings, step, share, job.spread, start.params, start.slots, *dense)
-        if left.table is not None:
-            tables = start.table, start.marks, left.table, left.marks, right.table, right.marks
-            combine_tables(job.problem, job.settings, len(left.params), step, *steps, share, *tables)
-        left.totals += right.totals - start.totals
-        left.failed[:] = np.maximum(left.failed, right.failed)
-        left.counters[ROWS] += rows[1]
-        left.counters[STEP] = step
-    return left
+def combine(job: Job, start: State, left: State, right: State) -> State:
+    """What two states that began alike become together."""
+    found, began = left.copy(), int(start.counters[ROWS])
+    rows = [int(state.counters[ROWS]) - began for state in (left, right)]
+    share = rows[0] / max(1, sum(rows))
+    steps = int(left.counters[STEP]), int(right.counters[STEP])
+    step = max(steps)
+    dense = found.params, found.slots, right.params, right.slots
+    combine_dense(job.problem, job.settings, step, share, job.spread, start.params, start.slots, *dense)
+    if found.table is not None:
+        tables = start.table, start.marks, found.table, found.marks, right.table, right.marks
+        combine_tables(job.problem, job.settings, len(found.params), step, *steps, share, *tables)
+    found.totals += right.totals - start.totals
+    found.failed[:] = np.maximum(left.failed, right.failed)
+    found.counters[ROWS] += rows[1]
+    found.counters[STEP] = step
+    return found
+
+
+def on_threads(dealt: Dealt, feed: Feed) -> Executor:
+    """Who carries out rounds in this process."""
+    at_a_time = dealt.at_a_time(feed)
+    return Threads(at_a_time) if at_a_time > 1 else Serial()
 
 
 def advance_in_rounds(
-    learners: Learners, feed: Feed, times: Times, keeper: Keeper, start: Position = START, epochs: int = 0
+    learners: Learners,
+    feed: Feed,
+    times: Times,
+    keeper: Keeper,
+    start: Position = START,
+    epochs: int = 0,
+    *,
+    executor: Executor | None = None,
+    watch: Callable[[RoundProgress], None] = lambda _: None,
 ) -> Generator[Moment, None, None]:
     """Take all epochs round by round but the rounds that are done, and pause after each."""
-    partitions = deal(learners.job, feed)
-    largest = max(partition.plan.capacity for partition in partitions)
-    at_a_time = min(len(partitions), feed.memory.n_jobs, max(1, 2 * feed.memory.window_rows // largest))
-    executor: Executor = Threads(at_a_time) if at_a_time > 1 else Serial()
-    memory = [learners.job.encoder.new_rows(largest) for _ in range(at_a_time)]
+    dealt = Dealt.of(learners.job, feed)
+    executor = executor or on_threads(dealt, feed)
+    n = len(dealt.partitions)
     for epoch in range(start.epoch, epochs):
-        rounds = rounds_of(learners.job, epoch - (epochs - learners.job.config.passes), partitions)
+        rounds = rounds_of(learners.job, epoch - (epochs - learners.job.config.passes), dealt.partitions)
         done = start.window if epoch == start.epoch else 0
         if done == rounds:
             yield Moment(start, True, 0)
         for number in range(done, rounds):
             job, state = learners.job, learners.state
-            now = Round(epoch, number, rounds)
-            with keeper.idle():
-                parts = executor.map(partial(local_round, job, state, now, memory), partitions)
-            state.become(combine(job, state, [part.state for part in parts]))
+            if job is not dealt.job:  # models were dropped
+                dealt = dealt.for_job(job)
+            part = carried_out(
+                executor,
+                Round(epoch, number, rounds),
+                dealt,
+                state.leaving(),
+                keeper,
+                RoundProgress(number, rounds, n),
+                watch,
+            )
+            state.come_back(part.state)
             state.take_snapshot(job, table_every=1)
-            for part in parts:
-                times.add(part.times)
-            skipped = sum(part.skipped for part in parts)
-            yield Moment(Position(epoch, number + 1), number == rounds - 1, skipped, round_ended=True)
+            times.add(part.times)
+            feed.source.left_out.absorb(part.left_out)
+            yield Moment(Position(epoch, number + 1), number == rounds - 1, part.skipped, round_ended=True)
+
+
+def carried_out(
+    executor: Executor,
+    work: Any,
+    dealt: Dealt,
+    start: Any,
+    keeper: Keeper,
+    standing: RoundProgress,
+    watch: Callable[[RoundProgress], None],
+) -> Any:
+    """What all partitions give together; while they are at it, nothing changes here.
+
+    Raises
+    ------
+    Interrupted
+        The keeper was asked to end training.
+    ClusterLost
+        Nobody is there to do it.
+    """
+
+    def ended(done: int) -> bool:
+        watch(replace(standing, partitions_done=done, workers=executor.workers))
+        return keeper.asked.is_set()
+
+    try:
+        with keeper.idle():
+            found = executor.reduce(work, dealt, start, len(dealt.partitions), ended)
+    except ClusterLost as error:
+        raise keeper.resumable(error) from error
+    if found is None:
+        keeper.reached(False)
+        raise Interrupted(keeper.farewell())
+    return found

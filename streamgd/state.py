@@ -81,15 +81,26 @@ class State:
         """The table as integers: the last cell of a slot is the number of a step."""
         return None if self.table is None else self.table.view(np.int32)
 
-    def copy(self) -> State:
-        """A state that can go its own way; the averages stay behind."""
-        names = ("params", "slots", "carry", "counters", "totals", "failed", "touched")
-        arrays: dict[str, Any] = {name: getattr(self, name).copy() for name in names}
-        return replace(self, table=None if self.table is None else self.table.copy(), **arrays)
+    def leaving(self) -> State:
+        """What others need to go on from it: without averages, and without what is empty between mini-batches."""
+        return replace(self, average=self.average[:0], table_average=None, touched=self.touched[:0])
 
-    def become(self, other: State) -> None:
-        """Take over the arrays of another state."""
-        vars(self).update(vars(other))
+    def arriving(self, job: Job) -> State:
+        """What can go its own way from a state that was left."""
+        shape, kind = self.shapes(job)["touched"]
+        return replace(self.copy(), touched=np.zeros(shape, kind))
+
+    def copy(self) -> State:
+        """The same with arrays of its own."""
+        arrays: dict[str, Any] = {
+            name: value.copy() for name, value in vars(self).items() if isinstance(value, np.ndarray)
+        }
+        return replace(self, **arrays)
+
+    def come_back(self, other: State) -> None:
+        """Become what others made of it; averages stay."""
+        for name in ("params", "slots", "carry", "counters", "totals", "failed", "table"):
+            setattr(self, name, getattr(other, name))
 
     def take_snapshot(self, job: Job, table_every: int | None = None) -> None:
         """Let the weights as they are enter their average; those of the table every so many times."""
@@ -214,6 +225,20 @@ class Story:
 
 
 @dataclass(frozen=True)
+class RoundProgress:
+    """How far a round is: number ``round`` of ``rounds``, of whose ``partitions`` ``partitions_done`` are done.
+
+    ``workers`` are the processes at work, if it is not this one.
+    """
+
+    round: int
+    rounds: int
+    partitions: int
+    partitions_done: int = 0
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
 class Progress:
     """Where training stands, as told to a callback; ``ended`` if an epoch has just ended and was validated."""
 
@@ -227,6 +252,7 @@ class Progress:
     times: Times
     validation_loss: float | None = None
     ended: bool = False
+    standing: RoundProgress | None = None
 
     @property
     def seconds_left(self) -> float:

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from .cli_options import tell
+from .cluster.options import ClusterOptions
 from .errors import ConfigError
 from .interrupt import Interruption
 from .keeping import Keeping
@@ -27,6 +28,7 @@ def train_command(
     path: Path | None,
     keeping: Keeping,
     keeper: Any,
+    cluster: ClusterOptions | None = None,
 ) -> dict[str, Any]:
     """Train, write the model, and return what ``--json`` prints.
 
@@ -35,26 +37,45 @@ def train_command(
     StreamgdError
         A parameter or the data are wrong.
     """
-    from .checkpoint import begin
     from .data.source import ParquetSource
-    from .job import prepare
-    from .keeper import place
-    from .memory import format_bytes
-    from .progress import display
-    from .trainer import train as run
 
     check_model_path(path)  # told before hours of training, not after
     source = ParquetSource(shards, n_jobs=settings.n_jobs, on_error=settings.on_error)
     compile_kernels(source, settings)
-    began = perf_counter()
     held_out = None
     if validation:
         held_out = ParquetSource(validation, n_jobs=settings.n_jobs, on_error=settings.on_error)
+    with working(cluster) as executor:
+        return _train(source, held_out, target, settings, weight, path, keeping, keeper, executor)
+
+
+def _train(
+    source: Any,
+    held_out: Any,
+    target: str,
+    settings: Any,
+    weight: str | None,
+    path: Path | None,
+    keeping: Keeping,
+    keeper: Any,
+    executor: Any,
+) -> dict[str, Any]:
+    from .checkpoint import begin
+    from .job import prepare
+    from .keeper import place
+    from .memory import format_bytes
+    from .progress import display
+    from .rounds import with_partitions
+    from .trainer import train as run
+
+    began = perf_counter()
     saved = keeping.open(keeper, settings, target, weight, source, held_out)
     for remark in keeper.remarks:
         warnings.warn(remark, stacklevel=1)
     seen = None if saved is None else saved.seen()
-    job, feed = prepare(source, target, settings, weight=weight, validation=held_out, seen=seen)
+    kept = None if saved is None else saved.partitions
+    settings = with_partitions(settings, source, kept, None if executor is None else executor.threads)
+    job, feed = prepare(source, target, settings, weight=weight, validation=held_out, seen=seen, executor=executor)
     state, story = begin(job, feed, saved)
     began -= story.seconds
     memory, labels = feed.memory, job.labels
@@ -62,7 +83,7 @@ def train_command(
         "start",
         f"{source.manifest.n_rows:,} rows in {source.manifest.n_row_groups:,} row groups of {len(source.names):,} "
         f"shards; {_features(job.encoder.spec)}; {labels.task} of {target!r} by {job.loss.name}; windows of "
-        f"{feed.plan.capacity:,} rows ({format_bytes(memory.window)}); {memory.n_jobs} reading threads",
+        f"{feed.plan.capacity:,} rows ({format_bytes(memory.window)}); {_hands(memory, settings, executor)}",
         rows=source.manifest.n_rows,
         row_groups=source.manifest.n_row_groups,
         shards=len(source.names),
@@ -74,7 +95,7 @@ def train_command(
     for remark in feed.remarks():
         warnings.warn(remark, stacklevel=1)
     with display() as show:
-        result = run(job, feed, state, story, keeper=keeper, callback=show)
+        result = run(job, feed, state, story, keeper=keeper, callback=show, executor=executor)
     for remark in result.remarks():
         warnings.warn(remark, stacklevel=1)
     summary = {
@@ -88,6 +109,8 @@ def train_command(
         "polish_passes": result.polish_passes,
         "batch_size": None if settings.batch_size is None else job.batch_rows,
         "label_clustering": labels.clustering,
+        "partitions": settings.streams,
+        "workers": None if executor is None else executor.workers,
         "epoch_seconds": result.epoch_seconds,
         "checkpoint": None if keeping.directory is None else str(keeping.directory),
         "resumed_from": None if saved is None else str(saved.path),
@@ -116,6 +139,36 @@ def hearing(keeping: Keeping, as_json: bool) -> Iterator[Any]:
         if interruption is not None:
             interruption.keeper = keeper
         yield keeper
+
+
+@contextmanager
+def working(options: ClusterOptions | None) -> Iterator[Any]:
+    """Give who carries out rounds on a cluster, if there should be one."""
+    if options is None:
+        yield None
+        return
+    from .cluster.connect import carrying_out, connected
+
+    with connected(options) as client:
+        if options.dashboard:
+            say("note", f"the dashboard of the cluster is at {client.dashboard_link}")
+        executor = carrying_out(client)
+        threads = executor.threads
+        say(
+            "cluster",
+            f"{executor.workers} workers with {threads} threads at {executor.address}",
+            workers=executor.workers,
+            threads=threads,
+            scheduler=executor.address,
+        )
+        yield executor
+
+
+def _hands(memory: Any, settings: Any, executor: Any) -> str:
+    """Who does the work, in words."""
+    if executor is None:
+        return f"{memory.n_jobs} reading threads"
+    return f"{settings.streams} partitions on {executor.workers} workers"
 
 
 def summarize(job: Any, result: Any, seconds: float, path: Path | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .data.cache import closing_cache
 from .data.evaluate import mean_loss
 from .data.stream import Times
+from .executors import Executor
 from .job import Feed, Job, finish
 from .keeper import Keeper
 from .kernels.drain import LOSS, ROWS, STEP, WEIGHT
@@ -23,7 +24,7 @@ from .memory import peak_rss
 from .model import Model
 from .passes import descend
 from .rounds import advance_in_rounds
-from .state import Progress, Result, State, Story
+from .state import Progress, Result, RoundProgress, State, Story
 from .steps import Learners, Moment, advance_in_windows
 
 
@@ -35,8 +36,11 @@ def train(
     *,
     keeper: Keeper | None = None,
     callback: Callable[[Progress], None] | None = None,
+    executor: Executor | None = None,
 ) -> Result:
     """Train from a state and a story, which are changed, and return the model.
+
+    ``executor`` carries out the rounds of a job with partitions; without one they are done by threads.
 
     Raises
     ------
@@ -48,11 +52,14 @@ def train(
     story, keeper = story or Story(), keeper or Keeper()
     with closing_cache(feed.cache), keeper.watching(job, feed, state, story):
         if job.config.by_passes:
-            result = descend(job, feed, job.config.passes, *state.weights(job), keeper=keeper, callback=callback)
+            weights = state.weights(job)
+            result = descend(
+                job, feed, job.config.passes, *weights, keeper=keeper, callback=callback, executor=executor
+            )
         else:
-            result = take_steps(job, feed, state, story, keeper, callback)
+            result = take_steps(job, feed, state, story, keeper, callback, executor)
         if job.polish:
-            result = polished(job, feed, state.weights(job), result, keeper, callback)
+            result = polished(job, feed, state.weights(job), result, keeper, callback, executor)
     return with_what_was_left_out(feed, result)
 
 
@@ -84,15 +91,20 @@ def take_steps(
     story: Story,
     keeper: Keeper,
     callback: Callable[[Progress], None] | None,
+    executor: Executor | None = None,
 ) -> Result:
     """Train epoch by epoch."""
     began, times = perf_counter() - story.seconds, Times()
 
-    def tell(ended: bool = False) -> None:
+    def tell(ended: bool = False, standing: RoundProgress | None = None) -> None:
         if callback is not None:
-            callback(progress(job, state, story, times, perf_counter() - began, ended))
+            callback(progress(job, state, story, times, perf_counter() - began, ended, standing))
 
-    with closing(advance(Learners(job, state), feed, times, keeper, story)) as moments:
+    def watch(standing: RoundProgress) -> None:
+        tell(standing=standing)
+
+    learners = Learners(job, state)
+    with closing(advance(learners, feed, times, keeper, story, executor, watch)) as moments:
         for moment in moments:
             story.position, story.skipped = moment.position, story.skipped + moment.skipped
             if moment.ended:
@@ -133,23 +145,40 @@ def close_epoch(job: Job, feed: Feed, state: State, story: Story, keeper: Keeper
     state.totals[:] = 0
 
 
-def progress(job: Job, state: State, story: Story, times: Times, seconds: float, ended: bool) -> Progress:
-    """Where training stands, for who watches."""
+def progress(
+    job: Job,
+    state: State,
+    story: Story,
+    times: Times,
+    seconds: float,
+    ended: bool,
+    standing: RoundProgress | None = None,
+) -> Progress:
+    """Where training stands, for who watches; rows of a round under way are counted by partitions."""
     epoch = story.position.epoch - story.first_epoch - ended
     rows, steps, total = int(state.counters[ROWS]), int(state.counters[STEP]), job.labels.rows * job.config.passes
+    if standing is not None:
+        rows += job.labels.rows * standing.partitions_done // (standing.partitions * standing.rounds)
     loss = mean_so_far(job, state) if state.totals[0, WEIGHT] else (story.losses or [np.nan])[-1]
     validation = story.validation_losses[-1] if story.validation_losses else None
-    return Progress(epoch, job.config.passes, rows, total, steps, loss, seconds, times, validation, ended)
+    return Progress(epoch, job.config.passes, rows, total, steps, loss, seconds, times, validation, ended, standing)
 
 
 def advance(
-    learners: Learners, feed: Feed, times: Times, keeper: Keeper | None = None, story: Story | None = None
+    learners: Learners,
+    feed: Feed,
+    times: Times,
+    keeper: Keeper | None = None,
+    story: Story | None = None,
+    executor: Executor | None = None,
+    watch: Callable[[RoundProgress], None] = lambda _: None,
 ) -> Generator[Moment, None, None]:
     """Take all epochs that are left, in one stream or in rounds of several, and pause now and then."""
     keeper, story = keeper or Keeper(), story or Story()
-    ahead = advance_in_rounds if learners.job.config.partitions > 1 else advance_in_windows
     last = story.position.epoch if story.over else story.first_epoch + learners.job.config.passes
-    return ahead(learners, feed, times, keeper, story.position, last)
+    if learners.job.config.streams == 1:
+        return advance_in_windows(learners, feed, times, keeper, story.position, last)
+    return advance_in_rounds(learners, feed, times, keeper, story.position, last, executor=executor, watch=watch)
 
 
 def polished(
@@ -159,11 +188,12 @@ def polished(
     result: Result,
     keeper: Keeper | None = None,
     callback: Callable[[Progress], None] | None = None,
+    executor: Executor | None = None,
 ) -> Result:
     """Improve the model that steps gave by passes of L-BFGS."""
     # Of few rows, which nobody asked to polish, it takes no time that is worth a display.
     told = callback if job.config.polish else None
-    after = descend(job, feed, job.polish, *weights, keeper=keeper, callback=told)
+    after = descend(job, feed, job.polish, *weights, keeper=keeper, callback=told, executor=executor)
     return replace(
         result,
         model=after.model,

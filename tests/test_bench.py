@@ -32,7 +32,7 @@ def test_every_shape_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
     found = json.loads(out.with_suffix(".json").read_text())
     assert set(found["shapes"]) == {
-        *("numbers", "cache", "clicks", "text", "wide", "softmax", "models", "partitions"),
+        *("numbers", "cache", "clicks", "text", "wide", "softmax", "models", "partitions", "cluster"),
     }
     for parts in found["shapes"].values():
         assert parts and all(not part["failed"] and part["seconds_per_row"] for part in parts)

@@ -19,7 +19,8 @@ from streamgd.data.stream import Position, WindowStream
 from streamgd.data.table import TableSource
 from streamgd.errors import ConfigError
 from streamgd.job import prepare
-from streamgd.passes import Objective
+from streamgd.keeper import Keeper
+from streamgd.passes import Objective, in_one_stream
 
 from .conftest import FLIGHTS, Write, classification, matrix
 
@@ -93,7 +94,8 @@ def test_the_gradient_is_that_of_finite_differences(several: bool, fit_intercept
     table = np.zeros((job.encoder.spec.n_slots, job.outputs), np.float32)
     stream = WindowStream(feed.source, job.encoder, feed.plan, stop=Position(1000))
     with closing(iter(stream)) as windows:
-        objective = Objective(job, windows, feed.plan.n_windows, np.zeros(shape), table)
+        summed = in_one_stream(job, feed, windows, feed.plan.n_windows, Keeper())
+        objective = Objective(job, summed, np.zeros(shape), table)
         at = rng.normal(size=len(objective.start))
         if not fit_intercept:
             at[len(job.inverse_scale) : np.prod(shape) : shape[1]] = 0

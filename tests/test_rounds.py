@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import pickle
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,14 @@ from streamgd.config import Config
 from streamgd.data.source import as_source
 from streamgd.data.stream import Times
 from streamgd.data.table import TableSource
-from streamgd.errors import ConfigError, TrainingDiverged
-from streamgd.executors import Executor, Serial, Threads
+from streamgd.errors import ConfigError, TrainingDiverged, UnreadableShard
+from streamgd.executors import Executor, Serial, Threads, middle
 from streamgd.job import finish, prepare
 from streamgd.kernels.combine import combine_dense, combine_tables
 from streamgd.kernels.intrinsics import jit
 from streamgd.kernels.updates import settled as kernel_settled
 from streamgd.optimizers import OPTIMIZERS
-from streamgd.rounds import Round, combine, deal, local_round, rounds_of
+from streamgd.rounds import Dealt, Round, rounds_of
 from streamgd.state import State
 from streamgd.steps import Learners
 from streamgd.trainer import advance, train
@@ -56,17 +57,36 @@ def fit(data: Any, **options: Any) -> Any:
     return train(job, feed, State.start(job))
 
 
+@dataclass(frozen=True)
+class Brackets:
+    """Work that shows the tree in which parts were joined; some parts fail."""
+
+    failing: tuple[int, ...] = ()
+
+    def part(self, shared: str, start: int, number: int) -> str:
+        if number in self.failing:
+            raise ValueError(f"number {number}")
+        return f"{shared}{start + number}"
+
+    def join(self, shared: str, start: int, left: str, right: str) -> str:
+        return f"({left} {right})"
+
+
+def bracketed(first: int, last: int) -> str:
+    """The same by recursion."""
+    if last - first == 1:
+        return f"x{first + 100}"
+    half = middle(first, last)
+    return f"({bracketed(first, half)} {bracketed(half, last)})"
+
+
 @pytest.mark.parametrize("executor", EXECUTORS.values(), ids=EXECUTORS)
-def test_an_executor_gives_results_in_order_and_the_first_error(executor: Executor) -> None:
-    assert executor.map(lambda x: x * x, range(50)) == [x * x for x in range(50)]
-
-    def fails(x: int) -> int:
-        if x in (3, 7):
-            raise ValueError(f"number {x}")
-        return x
-
+def test_parts_are_joined_in_one_fixed_tree(executor: Executor) -> None:
+    for n in (1, 2, 3, 5, 6, 7, 8, 13, 64, 100):
+        assert executor.reduce(Brackets(), "x", 100, n, lambda _: False) == bracketed(0, n)
     with pytest.raises(ValueError, match="number 3"):
-        executor.map(fails, range(10))
+        executor.reduce(Brackets((3, 7)), "x", 100, 10, lambda _: False)
+    assert executor.reduce(Brackets(), "x", 100, 10, lambda done: done >= 4) is None
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adagrad", "rmsprop", "adam", "ftrl"])
@@ -98,7 +118,7 @@ def prepared(table: pa.Table, rows: int = 50, **options: Any) -> Any:
 
 def test_row_groups_are_dealt_out_evenly() -> None:
     job, feed = prepared(classification(1010), partitions=4)
-    dealt = deal(job, feed)
+    dealt = Dealt.of(job, feed).partitions
     rows = [partition.source.manifest.n_rows for partition in dealt]
     assert sum(rows) == 1010 and max(rows) - min(rows) <= 50
     assert len({partition.plan.seed for partition in dealt}) == 4
@@ -111,24 +131,67 @@ def test_a_round_leaves_the_state_that_it_began_with() -> None:
     state = State.start(job)
     for now in (Round(0, 0, 2), Round(0, 1, 2)):
         before = {name: value.copy() for name, value in vars(state).items() if isinstance(value, np.ndarray)}
-        parts = []
-        for partition in deal(job, feed):
-            one = local_round(job, state, now, [job.encoder.new_rows(600)], partition)
-            two = local_round(job, state, now, [job.encoder.new_rows(600)], partition)
+        dealt, parts = Dealt.of(job, feed), []
+        for number in range(len(dealt.partitions)):
+            one, two = (now.part(dealt, state.leaving(), number) for _ in range(2))
             assert one.state.params.tobytes() == two.state.params.tobytes()
             assert not one.state.carry.any()
-            parts.append(one.state)
+            parts.append(one)
+        travelling = [pickle.dumps(part.state) for part in parts]
+        both = now.join(dealt, state, *parts[:2])
+        assert [pickle.dumps(part.state) for part in parts] == travelling
         for name, value in before.items():
             assert value.tobytes() == getattr(state, name).tobytes(), name
-        state.become(combine(job, state, parts))
+        state.come_back(now.join(dealt, state, both, parts[2]).state)
+
+
+def test_a_round_is_the_same_on_copies_that_travelled() -> None:
+    job, feed = prepared(mixed(600), text=("t",), window_rows=200)
+    dealt, start, now = Dealt.of(job, feed), State.start(job).leaving(), Round(0, 0, 1)
+    here = [now.part(dealt, start, number) for number in range(2)]
+    far = pickle.loads(pickle.dumps(dealt))
+    there = [pickle.loads(pickle.dumps(now.part(far, pickle.loads(pickle.dumps(start)), p))) for p in range(2)]
+    one, two = now.join(dealt, start, *here), now.join(far, start, *there)
+    assert one.state.params.tobytes() == two.state.params.tobytes()
+    assert one.state.table is not None and two.state.table is not None
+    assert one.state.table.tobytes() == two.state.table.tobytes()
+
+
+def test_what_cannot_be_read_is_gathered_from_everywhere() -> None:
+    _, feed = prepared(mixed(600))
+    source, bad = feed.source.for_job("skip"), UnreadableShard("it is bad")
+    far = pickle.loads(pickle.dumps(source))
+    source.left_out.note(bad, source.manifest, 1)
+    far.left_out.note(bad, source.manifest, 1)
+    far.left_out.note(UnreadableShard("that too"), source.manifest, 4)
+    both = source.left_out.merged(far.left_out)
+    assert len(source.left_out.row_groups) == 1 and len(both.row_groups) == 2
+    source.left_out.absorb(both)
+    source.left_out.absorb(both)
+    assert len(source.left_out.row_groups) == 2
+    assert source.left_out.messages == ["it is bad", "that too"]
+
+
+@pytest.mark.parametrize("options", [{"optimizer": "lbfgs", "epochs": 40, "polish": None}, {"polish": 40, "epochs": 1}])
+def test_whole_passes_in_parts(write: Write, options: dict[str, Any]) -> None:
+    """They give what one stream gives but for the order of sums, and the same bits on any number of threads."""
+    path = write(mixed(1500), row_group_rows=50)
+    values = {"text": ("t",), "cache": None, "alpha": 1e-2} | options
+    one, *parts = (fit(path, partitions=P, n_jobs=n, **values) for P, n in ((1, 1), (5, 1), (5, 3)))
+    assert parts[0].model.sha256() == parts[1].model.sha256() != one.model.sha256()
+    assert parts[0].objective == pytest.approx(one.objective, rel=1e-4)
+    assert parts[0].rows == one.rows
+    if "optimizer" in options:
+        np.testing.assert_allclose(parts[0].model.coef, one.model.coef, rtol=1e-3, atol=1e-5)
+        assert parts[0].gradient_norm < 1e-4
 
 
 def test_rounds_become_fewer() -> None:
     job, feed = prepared(classification(10_000), window_rows=150, rows=25)
-    dealt = deal(job, feed)
+    dealt = Dealt.of(job, feed).partitions
     rounds = [rounds_of(job, epoch, dealt) for epoch in range(8)]
     assert rounds[0] == 32 and rounds == sorted(rounds, reverse=True) and rounds[-1] == 1
-    few = deal(*prepared(classification(1000), window_rows=150, rows=25))
+    few = Dealt.of(*prepared(classification(1000), window_rows=150, rows=25)).partitions
     assert rounds_of(job, 0, few) == 3  # of four row groups at least
 
 
@@ -255,7 +318,6 @@ def test_numbers_too(write: Write) -> None:
     [
         ({"partitions": 0}, "at least 1"),
         ({"partitions": 100}, "have 20 row groups"),
-        ({"optimizer": "lbfgs", "polish": None}, "partitions does nothing"),
         ({"batch_size": None}, "takes all rows a step"),
     ],
 )

@@ -8,6 +8,7 @@ from importlib import util
 from pathlib import Path
 
 from . import others
+from .clusters import in_rounds
 from .contenders import (
     DATASET,
     DICTIONARIES,
@@ -165,6 +166,18 @@ def partitions(setting: Setting) -> list[Part]:
     return parts
 
 
+def cluster(setting: Setting) -> list[Part]:
+    """Rounds of eight partitions, by one thread of this process and by worker processes of one thread each."""
+    data = setting.data("numbers")
+    serial, one, two = "streamgd, this process, 1 thread", "streamgd, 1 worker", "streamgd, 2 workers"
+    contenders = [in_rounds(data, serial, 0), in_rounds(data, one, 1), in_rounds(data, two, 2)]
+    bars = [
+        Bar("speed of 2 workers, × that of one", (one,), two, 1.8),
+        Bar("speed of one worker, of this process alone", (serial,), one, 0.9),
+    ]
+    return [Part(data.about, setting.chosen(contenders), bars)]
+
+
 def click_scans(data: Data) -> list[Contender]:
     return [scan_dictionaries(data), scan_files(data)]
 
@@ -178,4 +191,5 @@ SHAPES: dict[str, Callable[[Setting], list[Part]]] = {
     "softmax": softmax,
     "models": models,
     "partitions": partitions,
+    "cluster": cluster,
 }

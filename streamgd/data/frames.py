@@ -14,12 +14,17 @@ from ..features import Column
 
 
 def is_stored(data: Any) -> bool:
-    """Whether data are shards or Arrow tables, whose target is a column, and not an array or DataFrame."""
-    if isinstance(data, str | os.PathLike | pa.Table | pa.RecordBatch):
+    """Whether data are shards, Arrow tables or Dask DataFrames, whose target is a column, and not an array."""
+    if is_dask_frame(data) or isinstance(data, str | os.PathLike | pa.Table | pa.RecordBatch):
         return True
     if isinstance(data, list | tuple) and len(data) > 0:
         return all(isinstance(item, str | os.PathLike) for item in data)
     return hasattr(data, "files") and hasattr(data, "filesystem")
+
+
+def is_dask_frame(data: Any) -> bool:
+    """Whether data are a Dask DataFrame; Dask is not imported for it."""
+    return any(kind.__module__.startswith("dask.dataframe") for kind in type(data).__mro__) and data.ndim == 2
 
 
 def is_mixed(X: Any) -> bool:

@@ -5,8 +5,8 @@ The label column is cheap in a columnar file, so these are exact, and every bad 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,13 +14,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import AllNullTarget, BadWeight, DataError, NonFiniteTarget, SingleClass, TargetError, TooManyClasses
+from ..executors import Executor, Serial, Threads
 from .buffers import is_number
 from .columns import require
-from .leftout import remaining
+from .leftout import LeftOut, remaining
 from .reading import reading
 from .rowgroups import Source
 from .target import Target, sample_weights
-from .threads import consecutive, ordered
+from .threads import consecutive
 
 Task = Literal["classification", "regression"]
 
@@ -81,6 +82,7 @@ def scan_labels(
     weight: str | None = None,
     classes: Sequence[Any] | None = None,
     n_jobs: int = 1,
+    executor: Executor | None = None,
 ) -> Labels:
     """Read the target (and weight) column of all rows.
 
@@ -101,6 +103,8 @@ def scan_labels(
         All class labels, if data to come may hold more of them than these do.
     n_jobs : int
         Threads.
+    executor : Executor, optional
+        Who reads, if it is not these.
 
     Raises
     ------
@@ -128,10 +132,12 @@ def scan_labels(
         task = "regression"
     if task is None and categorical:
         task = "classification"
-    scan = _LabelScan(source, target, kind, task, weight)
-    found = _Part()
-    for part in ordered(scan.read, consecutive(source.manifest.n_row_groups, PARTS), n_jobs):
-        found.absorb(part)
+    ranges = consecutive(source.manifest.n_row_groups, PARTS)
+    scan = _LabelScan(source, target, kind, task, weight, ranges)
+    executor = executor or (Threads(n_jobs) if n_jobs > 1 else Serial())
+    found: _Part = executor.reduce(_Scanning(), scan, None, len(ranges), lambda _: False)
+    if found.left_out is not None:
+        source.left_out.absorb(found.left_out)
     if found.rows == 0:
         rows = remaining(source).manifest.n_rows
         raise AllNullTarget(f"target {target!r} is null in all {rows} rows: nothing can be learned.")
@@ -161,6 +167,7 @@ class _Part:
     classes: dict[Any, float] = field(default_factory=dict)
     spread_within: float = 0.0
     mixed_within: float = 0.0
+    left_out: LeftOut | None = None
 
     def add_numbers(self, weight: float, mean: float, spread: float) -> None:
         """Merge weight, mean and sum of squared deviations (Chan, Golub, LeVeque 1983)."""
@@ -180,6 +187,23 @@ class _Part:
             self.classes[label] = self.classes.get(label, 0.0) + weight
         self.spread_within += other.spread_within
         self.mixed_within += other.mixed_within
+        if self.left_out is not None and other.left_out is not None:
+            self.left_out = self.left_out.merged(other.left_out)
+
+
+@dataclass(frozen=True)
+class _Scanning:
+    """The scan as a round: a range of row groups each part."""
+
+    def part(self, shared: _LabelScan, start: None, number: int) -> _Part:
+        """Sums over a range."""
+        return shared.read(shared.ranges[number])
+
+    def join(self, shared: _LabelScan, start: None, left: _Part, right: _Part) -> _Part:
+        """Sums over neighbours."""
+        found = replace(left, classes=dict(left.classes))
+        found.absorb(right)
+        return found
 
 
 @dataclass
@@ -189,10 +213,15 @@ class _LabelScan:
     kind: pa.DataType
     task: Task | None
     weight: str | None
+    ranges: list[range]
     distinct: set[Any] = field(default_factory=set)
 
+    def through(self, change: Callable[[Any], Any], number: int) -> _LabelScan:
+        """The same of what ``change`` makes of the source."""
+        return replace(self, source=change(self.source))
+
     def read(self, row_groups: range) -> _Part:
-        found = _Part()
+        found = _Part(left_out=self.source.left_out)
         for row_group in row_groups:
             try:
                 # What Arrow decoded may still be nonsense; what overflows is refused when all is added up.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Collection
 from typing import Any, Literal
@@ -89,6 +90,26 @@ class LeftOut:
             self.whole[key] = int(manifest.rows[row_group])
             self.row_groups.add(key)
 
+    def absorb(self, other: LeftOut) -> None:
+        """Note what another process noted of the same job."""
+        if other is self:
+            return
+        with self._lock:
+            if fresh := other.row_groups - self.row_groups:
+                self.error = self.error or other.error
+                self.messages += [text for text in other.messages if text not in self.messages]
+                del self.messages[MESSAGES:]
+            self.row_groups |= fresh
+            self.whole |= other.whole
+
+    def merged(self, other: LeftOut) -> LeftOut:
+        """What this one and another noted."""
+        if other is self:
+            return self
+        both = copy.deepcopy(self)
+        both.absorb(other)
+        return both
+
     def remarks(self) -> list[str]:
         """What was left out since the last call: a few messages, and how many there are."""
         with self._lock:
@@ -117,7 +138,8 @@ class LeftOut:
             self.messages.append(str(error))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        with self._lock:  # others may note something meanwhile
+            return {name: copy.copy(value) for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())

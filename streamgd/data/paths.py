@@ -189,6 +189,17 @@ def _keys(keys: Mapping[str, object]) -> str:
     return f"the hive keys {', '.join(sorted(keys))}" if keys else "no hive key"
 
 
+def is_uri(entry: object) -> bool:
+    """Whether something is a URI, not a path."""
+    return isinstance(entry, str | os.PathLike) and bool(_URI.match(os.fsdecode(entry)))
+
+
+def filesystem_of(uri: str) -> tuple[Any, str]:
+    """Filesystem of a URI, and the path on it."""
+    place = _place(uri)
+    return place.filesystem, place.path
+
+
 def _place(entry: object) -> _Place:
     if not isinstance(entry, (str, os.PathLike)):
         raise ConfigError(

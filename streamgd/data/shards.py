@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Collection, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from ..crash import decoding
 from ..errors import ShardChanged, StreamgdError, UnreadableShard
+from ..kernels.thrift import COMPRESSED, START
 from .pages import ALLOWED, Chunks, ChunkTable, Table, beyond, is_trap, leaves, refuse, walk, walk_remote
 from .reading import reading
-from .remote import open_remote, patiently
+from .remote import BUFFER, RemoteFile, open_remote, patiently
 from .rowgroups import Manifest
 
 #: What is read of the end of a file at once; pyarrow reads as much to find a footer.
@@ -52,10 +53,11 @@ class Footer:
 
 
 class OpenShard(NamedTuple):
-    """An open file: a reader of its row groups, and where their column chunks lie."""
+    """An open file: a reader of its row groups, where their column chunks lie, and the file itself if it is remote."""
 
     reader: Any
     chunks: ChunkTable
+    remote: RemoteFile | None
 
     @property
     def metadata(self) -> Any:
@@ -102,7 +104,7 @@ class ShardFiles:
     def footer(self, shard: int, schemas: dict[Any, Any]) -> Footer:
         """Read a footer; equal schemas are one object of ``schemas``."""
         name = f"shard {self.names[shard]}"
-        with reading(name), decoding(name), self._open(shard) as file:
+        with reading(name), decoding(name), self._open(shard)[0] as file:
             if (size := file.size()) == 0:
                 raise UnreadableShard(f"{name} is empty (0 bytes); write it again or remove it")
             tail = _tail(file, size)
@@ -128,13 +130,37 @@ class ShardFiles:
         ShardChanged
             It is gone, or is another one than was planned with.
         """
-        file, tail = self._unchanged(shard)
+        file, remote, tail = self._unchanged(shard)
         metadata = _parsed(tail).metadata
-        return OpenShard(_reader(file, metadata, dictionaries), ChunkTable(_footer(tail), metadata))
+        return OpenShard(_reader(file, metadata, dictionaries), ChunkTable(_footer(tail), metadata), remote)
 
-    def open_again(self, shard: int, opened: OpenShard, dictionaries: Sequence[str], buffer_size: int) -> Any:
-        """A reader of an open file that has a file of its own, which it reads through small buffers."""
-        return _reader(self._unchanged(shard)[0], opened.metadata, dictionaries, buffer_size)
+    def open_again(
+        self,
+        shard: int,
+        opened: OpenShard,
+        dictionaries: Sequence[str],
+        buffer_size: int,
+        index: int,
+        columns: Sequence[str],
+        where: str,
+    ) -> Any:
+        """A reader of an open file that has a file of its own, which it reads through small buffers.
+
+        It is meant for some columns of one row group, of which what comes next is fetched ahead if the file is remote:
+        what is fetched and what is being decoded take 1 MB a column.
+        """
+        file, remote, _ = self._unchanged(shard)
+        if remote is not None:
+            buffer_size = min(buffer_size, BUFFER)
+            remote.read_on(_places(opened, index, columns, where))
+        return _reader(file, opened.metadata, dictionaries, buffer_size)
+
+    def ahead(
+        self, opened: OpenShard, index: int, columns: Sequence[str], most: int, where: str
+    ) -> AbstractContextManager[bool]:
+        """Fetch the column chunks of a row group of a remote file, see `RemoteFile.ahead`."""
+        assert opened.remote is not None
+        return opened.remote.ahead(_places(opened, index, columns, where), most)
 
     def check_pages(
         self,
@@ -194,7 +220,7 @@ class ShardFiles:
         """What the pages of chunks are like."""
         if self.local:
             return walk(self.paths[shard], chunks, where)
-        with self._open(shard) as file:
+        with self._open(shard)[0] as file:
             return walk_remote(file, chunks, where)
 
     def check(self, shard: int) -> None:
@@ -202,11 +228,11 @@ class ShardFiles:
         with reading(f"shard {self.names[shard]}"):
             self._unchanged(shard)[0].close()
 
-    def _unchanged(self, shard: int) -> tuple[Any, bytes]:
-        """A file that is what it was, and its end with the footer."""
+    def _unchanged(self, shard: int) -> tuple[Any, RemoteFile | None, bytes]:
+        """A file that is what it was, as `_open` has it, and its end with the footer."""
         name = f"shard {self.names[shard]}"
         try:
-            file = self._open(shard)
+            file, remote = self._open(shard)
         except FileNotFoundError as error:
             raise ShardChanged(f"{name} is gone: it was there {_BEGAN}") from error
         size, planned = file.size(), int(self._file_bytes[shard])
@@ -215,15 +241,21 @@ class ShardFiles:
         tail = _tail(file, size)
         if _digest(tail) != self._digests[shard].tobytes():
             raise ShardChanged(f"{name} has changed: its footer differs from what it was {_BEGAN}")
-        return file, tail
+        return file, remote, tail
 
-    def _open(self, shard: int) -> Any:
+    def _open(self, shard: int) -> tuple[Any, RemoteFile | None]:
         if self.local:
-            return self.filesystem.open_input_file(self.paths[shard])
+            return self.filesystem.open_input_file(self.paths[shard]), None
         return open_remote(self.filesystem, self.paths[shard], f"shard {self.names[shard]}")
 
 
 _BEGAN = "when the job began. Put back what was there, or begin anew."
+
+
+def _places(opened: OpenShard, index: int, columns: Sequence[str], where: str) -> list[tuple[int, int]]:
+    """Where column chunks of a row group begin, and how long they are, as the footer says."""
+    table = opened.chunks.of(index, frozenset(columns), opened.reader, where).table
+    return [(at, n) for at, n in table[:, [START, COMPRESSED]].tolist()]
 
 
 def _length(tail: bytes) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
+from llvmlite import binding
 
 from .drain import drain
 from .hashing import hash_strings, hash_words, write_indices, write_pairs, write_texts
@@ -69,3 +71,9 @@ def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
         write_pairs(none, none, nothing, 0, 0, cells)
         write_texts(0, none, 0, 0, cells)
         average_table(problem, table, marks, counters, 1, 0, 1.0, np.zeros((1, 1), np.float32))
+
+
+def processor() -> str:
+    """What kernels are compiled for: where it is the same, they give the same bits."""
+    found = sha256(repr(sorted(binding.get_host_cpu_features().items())).encode())
+    return f"{binding.get_host_cpu_name()} ({found.hexdigest()[:8]})"

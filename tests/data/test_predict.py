@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamgd.data import remote
 from streamgd.data.predict import write_predictions
 from streamgd.data.source import ParquetSource
-from streamgd.errors import ConfigError, MissingColumn, NonFiniteFeature, SchemaMismatch, UnreadableShard
+from streamgd.errors import ConfigError, MissingColumn, NonFiniteFeature, OutputError, SchemaMismatch, UnreadableShard
 from streamgd.features import Column, FeatureSpec
 from streamgd.model import Model
 from tests import strategies as sgst
@@ -252,3 +254,27 @@ def test_the_target_need_not_be_there_and_may_be_anything(tmp_path):
     sgst.write_shards(tmp_path / "in", table_of(4).append_column("y", pa.array(["?"] * 4)), [[4]])
     (path,) = write_predictions(ParquetSource(tmp_path / "in"), LABELS, tmp_path / "out", keep=["y"])
     assert pq.read_table(path)["y"].to_pylist() == ["?"] * 4
+
+
+def test_output_that_is_not_local(tmp_path, monkeypatch):
+    """Shards are sent when they are whole; what fails is an error of the output."""
+    memory = fsspec.filesystem("memory")
+    for year in (2013, 2014):
+        place = tmp_path / "in" / f"year={year}"
+        place.mkdir(parents=True)
+        pq.write_table(table_of(50, year), place / "a.parquet", row_group_size=20)
+    source = ParquetSource(tmp_path / "in")
+    here = write_predictions(source, LABELS, tmp_path / "out", keep=["id"])
+    there = write_predictions(source, LABELS, "memory://scores/of", keep=["id"])
+    assert there == [f"memory://scores/of/year={year}/a.parquet" for year in (2013, 2014)]
+    for uri, file in zip(there, here, strict=True):
+        with memory.open(uri) as found:
+            assert pq.read_table(found).equals(pq.ParquetFile(file).read())
+    monkeypatch.setattr(remote, "sleep", lambda _: None)
+
+    def full(*_, **__):
+        raise OSError(28, "no room")
+
+    monkeypatch.setattr(type(memory), "_open", full)
+    with pytest.raises(OutputError, match="memory://scores/of"):
+        write_predictions(source, LABELS, "memory://scores/of")

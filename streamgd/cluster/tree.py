@@ -1,0 +1,222 @@
+"""The tasks of one round: a part each, and what joins them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from distributed import Future
+from distributed.client import ClosedClientError
+
+from ..executors import Watch, Work, middle
+from .tasks import join, part
+
+if TYPE_CHECKING:
+    from .executor import Dask
+
+#: A part that takes so many times the median, and some seconds more, is begun again elsewhere, once half are done.
+STRAGGLING, STRAGGLING_SECONDS = 3.0, 5.0
+#: Seconds from one look at the cluster to the next, and from one look at the tasks to the next.
+LOOKING, POLLING = 1.0, 0.2
+#: Seconds to fetch a result before it is asked who is silent.
+FETCHING = 15.0
+#: How a question fails that nobody answers.
+UNHEARD = (OSError, TimeoutError, ValueError, RuntimeError, ClosedClientError)
+
+Place = tuple[int, int]
+AnyFuture = Future[Any]
+
+
+class Lost(Exception):
+    """The scheduler is gone with all that it had, or a worker is there but silent: the round begins again."""
+
+
+@dataclass
+class _Node:
+    """A place in the tree, and the task whose result counts there; None once it is not needed any more."""
+
+    future: AnyFuture | None
+    since: float | None = None
+    done: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name of the task."""
+        return "" if self.future is None else str(self.future.key)
+
+
+class Tree:
+    """The tasks of one round."""
+
+    def __init__(self, cluster: Dask, work: Work, n: int, number: int, careful: bool) -> None:
+        self._cluster, self._work, self._n, self._number = cluster, work, n, number
+        self._topic = cluster.topic if careful else None
+        self._nodes: dict[Place, _Node] = {}
+        self._roots: list[AnyFuture] = []
+        self._ended = threading.Event()
+        self._durations: list[float] = []
+        self._looked = monotonic()
+        self._silent = set(cluster.silent)
+
+    def begin(self, shared: Any, start: Any) -> None:
+        """Submit all tasks.
+
+        Raises
+        ------
+        Lost
+            The scheduler is gone.
+        """
+        try:
+            self._shared, self._start = self._cluster.send_shared(shared), self._cluster.send(start, "start")
+            self._submit_all()
+        except UNHEARD as error:
+            raise Lost from error
+
+    def let_go(self) -> None:
+        """Let the scheduler forget it; whoever still works on it is not waited for."""
+        for node in self._nodes.values():
+            node.future = None
+        self._roots.clear()
+
+    def _submit_all(self) -> None:
+        # A round that begins again has other keys, too: the scheduler may still have tasks of those of before.
+        options, attempt = self._cluster.where(), self._cluster.attempt()
+        places = [(p, p + 1) for p in range(self._n)]
+        self._submit(part, "part", places, attempt, [p for p, _ in places], topic=self._topic, **options)
+        for level in levels(self._n):
+            self._submit(join, "join", level, attempt, *self._halves(level), **options)
+
+    def _halves(self, places: list[Place]) -> tuple[list[AnyFuture | None], list[AnyFuture | None]]:
+        """Tasks of the left and of the right halves of groups."""
+        return (
+            [self._nodes[first, middle(first, last)].future for first, last in places],
+            [self._nodes[middle(first, last), last].future for first, last in places],
+        )
+
+    def _submit(self, function: Any, name: str, places: list[Place], attempt: int, *given: Any, **options: Any) -> None:
+        """Submit tasks, which from now on are those whose results count."""
+        keys = [self._cluster.key(name, self._number, place, attempt) for place in places]
+        futures = self._cluster.submit(
+            function, *given, key=keys, work=self._work, shared=self._shared, start=self._start, **options
+        )
+        for place, future in zip(places, futures, strict=True):
+            self._nodes[place] = _Node(future)
+            if place == (0, self._n):
+                future.add_done_callback(lambda _: self._ended.set())
+                self._roots.append(future)
+
+    def result(self, watch: Watch) -> Any:
+        """Wait for the whole, and fetch it; None if ``watch`` ends it."""
+        while True:
+            if watch(self._done()):
+                return None
+            if all(root.status == "pending" for root in self._roots) and not self._ended.wait(POLLING):
+                self._look_after()
+            self._ended.clear()
+            for root in list(self._roots):
+                if root.status == "finished":
+                    try:
+                        return root.result(timeout=FETCHING)
+                    except TimeoutError:
+                        self._look_after(at_once=True)
+                elif root.status == "error":
+                    raise root.exception(timeout=FETCHING) or AssertionError
+                elif root.status != "pending":
+                    raise Lost
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Names of tasks of parts that are not done."""
+        return [self._nodes[p, p + 1].key for p in range(self._n) if not self._nodes[p, p + 1].done]
+
+    def _done(self) -> int:
+        """Parts that are done; what was joined is let go of, so that workers need not keep it."""
+        for (first, last), node in self._nodes.items():
+            if node.done or node.future is None or node.future.status != "finished":
+                continue
+            node.done = True
+            if last - first == 1:
+                self._durations.append(monotonic() - (node.since or monotonic()))
+            else:
+                half = middle(first, last)
+                self._nodes[first, half].future = self._nodes[half, last].future = None
+        return sum(self._nodes[p, p + 1].done for p in range(self._n))
+
+    def _look_after(self, at_once: bool = False) -> None:
+        """See now and then who is silent, and which parts take too long."""
+        now = monotonic()
+        if now - self._looked < LOOKING and not at_once:
+            return
+        self._looked = now
+        if not self._cluster.look():
+            if not self._cluster.silent:  # the scheduler is gone, or all workers
+                raise Lost
+            return
+        if self._cluster.silent - self._silent:
+            # Others may wait for what a silent worker has, even if somebody else has it too: all is done elsewhere.
+            raise Lost
+        with suppress(*UNHEARD):
+            at = self._cluster.processing()
+            self._again(self._straggling(at, now), at)
+
+    def _straggling(self, at: dict[str, str], now: float) -> set[Place]:
+        """Parts that take much longer than others, while a worker has nothing to do."""
+        leaves = [((p, p + 1), self._nodes[p, p + 1]) for p in range(self._n)]
+        for _, node in leaves:
+            if node.since is None and node.key in at:
+                node.since = now
+        if 2 * len(self._durations) < self._n or not self._cluster.idle(at):
+            return set()
+        usual = sorted(self._durations)[len(self._durations) // 2]
+        late = now - STRAGGLING * usual - STRAGGLING_SECONDS
+        return {place for place, node in leaves if not node.done and (node.since or now) < late}
+
+    def _again(self, places: set[Place], at: Mapping[str, str]) -> None:
+        """Begin some tasks again under new keys, and all that depend on them."""
+        if places:
+            self._renew((0, self._n), places, at, self._cluster.attempt())
+            self._cluster.begun_again += 1
+
+    def _renew(self, place: Place, places: set[Place], at: Mapping[str, str], attempt: int) -> bool:
+        """Whether the task of a place had to be begun again, as one of some places or since it depends on one."""
+        node, (first, last) = self._nodes[place], place
+        if node.done and node.future is not None and place not in places:
+            return False
+        if last - first == 1:
+            if node.future is not None and place not in places:
+                return False
+            options = self._cluster.where(at.get(node.key))
+            self._submit(part, "part", [place], attempt, [first], topic=self._topic, **options)
+            return True
+        half = middle(first, last)
+        below = [self._renew(one, places, at, attempt) for one in ((first, half), (half, last))]
+        if not any(below) and node.future is not None and place not in places:
+            return False
+        self._submit(join, "join", [place], attempt, *self._halves([place]), **self._cluster.where())
+        return True
+
+
+def levels(n: int) -> Iterator[list[Place]]:
+    """Groups that are joined of two, each level of those before it.
+
+    Examples
+    --------
+    >>> list(levels(5))
+    [[(0, 2), (2, 4)], [(0, 4)], [(0, 5)]]
+    """
+    found: dict[int, list[Place]] = {}
+
+    def depth(first: int, last: int) -> int:
+        if last - first == 1:
+            return 0
+        half = middle(first, last)
+        level = 1 + max(depth(first, half), depth(half, last))
+        found.setdefault(level, []).append((first, last))
+        return level
+
+    depth(0, n)
+    return iter([found[level] for level in sorted(found)])
