@@ -10,27 +10,32 @@ the bit, so it does not matter which.
 
 from __future__ import annotations
 
+import pickle
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from time import monotonic, sleep
 from typing import Any
 
+import cloudpickle  # type: ignore[import-untyped]
 import dask
-from distributed import Client
+from distributed import Client, Future
 from distributed.scheduler import KilledWorker
 
 from ..errors import ClusterLost, WorkersKilled
 from ..executors import Watch, Work
-from .tasks import given
+from .tasks import Packed, given
 from .tree import POLLING, UNHEARD, AnyFuture, Lost, Place, Tree
 
 #: Seconds without any worker, or without the scheduler, after which training is given up.
 PATIENCE = 60.0
 #: A worker that sends no heartbeat for so many seconds is not counted on; of many workers, each sends them less often.
 SILENCE, SILENCE_A_WORKER = 10.0, 1 / 40
+#: Bytes of data that are sent with each task, and not as a task, for which all others would wait some ms.
+SMALL, SMALL_JOB = 32 << 10, 256 << 10
 #: Seconds for an answer.
 ANSWERING = 5.0
 
@@ -64,7 +69,7 @@ class Dask:
         self._greeted: set[str] = set()
         self._run, self._rounds, self._attempts = secrets.token_hex(6), count(), count(1)
         self._seen = _Workers()
-        self._shared: tuple[Any, AnyFuture] | None = None
+        self._shared: tuple[Any, Any] | None = None
         self.begun_again = 0
 
     @property
@@ -87,6 +92,11 @@ class Dask:
             There is none.
         """
         self._ready(lambda _: False)
+        return self.threads_seen
+
+    @property
+    def threads_seen(self) -> int:
+        """Threads of the workers that answered when they were last looked at."""
         return sum(self._seen.threads[address] for address in self._seen.alive)
 
     @property
@@ -185,6 +195,10 @@ class Dask:
         # A wish, not a restriction: a task that may run nowhere else would wait for ever.
         return {"workers": alive, "allow_other_workers": True} if unwanted and alive else {}
 
+    def send_start(self, start: Any) -> Any:
+        """Give where a round starts to the cluster: with each task if it is small, which is faster."""
+        return start if len(_pickled(start, SMALL)) <= SMALL else self.send(start, "start")
+
     def send(self, what: Any, name: str) -> AnyFuture:
         """Give data to the cluster as a task without inputs.
 
@@ -195,10 +209,17 @@ class Dask:
             key = f"streamgd-{name}-{self._run}-{self.attempt()}"
             return self._client.submit(given, what, key=key, pure=False, **self.where())
 
-    def send_shared(self, shared: Any) -> AnyFuture:
-        """Put what is fixed for the job on a worker, unless it is there."""
+    def send_shared(self, shared: Any) -> Any:
+        """Give what is fixed for the job to the cluster, unless it has it.
+
+        If it is small, it goes with each task, and a worker unpacks it once: the scheduler gives a task that needs what
+        one worker has to this worker, and others stay idle.
+        """
         if self._shared is None or self._shared[0] is not shared:
-            self._shared = shared, self.send(shared, "job")
+            packed = _pickled(shared, SMALL_JOB)
+            small = len(packed) <= SMALL_JOB
+            sent = Packed(f"{self._run}-{self.attempt()}", packed) if small else self.send(shared, "job")
+            self._shared = shared, sent
         return self._shared[1]
 
     def attempt(self) -> int:
@@ -209,9 +230,15 @@ class Dask:
         """Name of a task."""
         return f"streamgd-{name}-{self._run}-{number}-{place[0]}-{place[1]}-{attempt}"
 
-    def submit(self, *args: Any, **kwargs: Any) -> list[AnyFuture]:
-        """Submit tasks."""
-        found: list[AnyFuture] = self._client.map(*args, pure=False, **kwargs)
+    def submit(
+        self, function: Callable[..., Any], *lists: Any, fixed: Mapping[str, Any], **kwargs: Any
+    ) -> list[AnyFuture]:
+        """Submit tasks; what is ``fixed`` is the same for all of them."""
+        # Futures have to be seen by Client.map. All else must not be: from 100 kB on it would be a task named after the
+        # argument alone, so that two rounds, or two jobs, take each other's for theirs.
+        waited_for = {name: value for name, value in fixed.items() if isinstance(value, Future)}
+        bound = partial(function, **{name: value for name, value in fixed.items() if name not in waited_for})
+        found: list[AnyFuture] = self._client.map(bound, *lists, pure=False, **waited_for, **kwargs)
         return found
 
     @property
@@ -227,6 +254,16 @@ class Dask:
     def idle(self, at: Mapping[str, str]) -> bool:
         """Whether some worker has nothing to do."""
         return bool(set(self._seen.alive) - set(at.values()))
+
+
+def _pickled(what: Any, most: int) -> bytes:
+    """What a pickle of something begins with; all of it, if that is no longer than ``most``."""
+    buffers: list[pickle.PickleBuffer] = []
+    head: bytes = cloudpickle.dumps(what, protocol=5, buffer_callback=buffers.append)
+    if len(head) + sum(one.raw().nbytes for one in buffers) > most:
+        return bytes(most + 1)
+    whole: bytes = cloudpickle.dumps(what, protocol=5)
+    return whole
 
 
 @dataclass

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
 import platform
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from distributed import get_worker
 from distributed.utils import sync
 
 from .. import __version__
 from ..data.rowgroups import RowGroupReader, Source
-from ..executors import Work
+from ..executors import Work, fold
 from ..kernels.warm import processor
 
 
@@ -27,10 +31,38 @@ def given(what: Any) -> Any:
     return what
 
 
-def part(number: int, *, work: Work, shared: Any, start: Any, topic: str | None) -> Any:
-    """What a partition makes of a round; with a ``topic`` the scheduler is told what is read before it is."""
-    if topic is None or not hasattr(shared, "through"):
-        return work.part(shared, start, number)
+class Packed(NamedTuple):
+    """What is fixed for a job, pickled, and a name of it that nothing else has."""
+
+    name: str
+    pickle: bytes
+
+    def unpacked(self) -> Any:
+        """What it holds, the same for all tasks of this worker."""
+        with _UNPACKING:
+            if self.name not in _UNPACKED:
+                _UNPACKED[self.name] = pickle.loads(self.pickle)
+                while len(_UNPACKED) > KEPT:
+                    _UNPACKED.popitem(last=False)
+            _UNPACKED.move_to_end(self.name)
+            return _UNPACKED[self.name]
+
+
+#: Jobs that a worker keeps unpacked: the scan of labels, and training.
+KEPT = 2
+_UNPACKED: OrderedDict[str, Any] = OrderedDict()
+_UNPACKING = threading.Lock()
+
+
+def part(group: tuple[int, int], *, work: Work, shared: Any, start: Any, topic: str | None) -> Any:
+    """What neighbours make of a round together; with a ``topic`` the scheduler is told what is read before it is."""
+    shared = shared.unpacked() if isinstance(shared, Packed) else shared
+    announcing = topic is not None and hasattr(shared, "through")
+    one = partial(_announced, topic, work) if announcing else work.part
+    return fold((one(shared, start, number) for number in range(*group)), partial(work.join, shared, start))
+
+
+def _announced(topic: str | None, work: Work, shared: Any, start: Any, number: int) -> Any:
     worker = get_worker()
     keys = [topic, worker.get_current_task()]
 
@@ -46,6 +78,7 @@ def part(number: int, *, work: Work, shared: Any, start: Any, topic: str | None)
 
 def join(left: Any, right: Any, *, work: Work, shared: Any, start: Any) -> Any:
     """What two neighbours are together."""
+    shared = shared.unpacked() if isinstance(shared, Packed) else shared
     return work.join(shared, start, left, right)
 
 

@@ -48,16 +48,18 @@ def fit(source: Any, executor: Any = None, keeper: Keeper | None = None, **optio
     return train(job, feed, State.start(job), executor=executor, keeper=keeper)
 
 
+@pytest.mark.parametrize("group", [1, 2, 8])
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 13, 33])
-def test_levels_hold_each_group_once_and_halves_first(n: int) -> None:
-    known = {(p, p + 1) for p in range(n)}
-    for level in levels(n):
+def test_levels_hold_each_group_once_and_halves_first(n: int, group: int) -> None:
+    known = {(first, min(first + group, n)) for first in range(0, n, group)}
+    leaves = len(known)
+    for level in levels(n, group):
         for first, last in level:
             half = middle(first, last)
             assert {(first, half), (half, last)} <= known
         assert not known & set(level)
         known |= set(level)
-    assert (0, n) in known and len(known) == 2 * n - 1
+    assert (0, n) in known and len(known) == 2 * leaves - 1
 
 
 def test_parts_are_joined_in_the_same_tree(client: Client) -> None:
@@ -73,15 +75,24 @@ def test_an_error_comes_back_as_what_it_is(client: Client) -> None:
     assert Dask(client).reduce(Failing(()), "x", 100, 6, never) == 15
 
 
+@pytest.mark.parametrize("size", [10, 120_000, 300_000])
+def test_jobs_of_every_size(client: Client, size: int) -> None:
+    """With each task or as a task: one job does not take another's for its own."""
+    here, there = (Dask(client), "a" * size), (Dask(client), "b" * size)
+    for executor, shared in (here, there, here):
+        whole = executor.reduce(Brackets(), shared, 100, 3, never)
+        assert whole == Serial().reduce(Brackets(), shared, 100, 3, never)
+
+
 def test_nobody_may_wait_for_the_rest(client: Client) -> None:
     seen: list[int] = []
 
     def watch(done: int) -> bool:
         seen.append(done)
-        return done >= 2
+        return done >= 1
 
-    assert Dask(client).reduce(Brackets(0.3), "x", 100, 8, watch) is None
-    assert seen == sorted(seen) and 2 <= seen[-1] < 8
+    assert Dask(client).reduce(Brackets(0.3), "x", 100, 12, watch) is None
+    assert seen == sorted(seen) and 1 <= seen[-1] < 12
 
 
 @pytest.mark.parametrize(
