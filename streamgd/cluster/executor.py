@@ -236,7 +236,7 @@ class Dask:
         """Submit tasks; what is ``fixed`` is the same for all of them."""
         # Futures have to be seen by Client.map. All else must not be: from 100 kB on it would be a task named after the
         # argument alone, so that two rounds, or two jobs, take each other's for theirs.
-        waited_for = {name: value for name, value in fixed.items() if isinstance(value, Future)}
+        waited_for: dict[str, Any] = {name: value for name, value in fixed.items() if isinstance(value, Future)}
         bound = partial(function, **{name: value for name, value in fixed.items() if name not in waited_for})
         found: list[AnyFuture] = self._client.map(bound, *lists, pure=False, **waited_for, **kwargs)
         return found
