@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from math import inf
 from time import monotonic, sleep
 from typing import Any
 
@@ -28,7 +29,7 @@ from distributed.scheduler import KilledWorker
 from ..errors import ClusterLost, WorkersKilled
 from ..executors import Watch, Work
 from .tasks import Packed, given
-from .tree import POLLING, UNHEARD, AnyFuture, Lost, Place, Tree
+from .tree import LOOKING, POLLING, UNHEARD, AnyFuture, Lost, Place, Tree
 
 #: Seconds without any worker, or without the scheduler, after which training is given up.
 PATIENCE = 60.0
@@ -69,7 +70,9 @@ class Dask:
         self._greeted: set[str] = set()
         self._run, self._rounds, self._attempts = secrets.token_hex(6), count(), count(1)
         self._seen = _Workers()
+        self._looked = -inf
         self._shared: tuple[Any, Any] | None = None
+        self._before: Tree | None = None
         self.begun_again = 0
 
     @property
@@ -118,19 +121,26 @@ class Dask:
         while True:
             if not self._ready(watch):
                 return None
-            tree = Tree(self, work, n, number, careful)
+            tree, found = Tree(self, work, n, number, careful), None
             try:
                 tree.begin(shared, start)
-                return tree.result(watch)
+                if self._before is not None:
+                    self._before.let_go()
+                found = tree.result(watch)
+                return found
             except Lost:
-                self._shared = None
+                self._shared, self._looked = None, -inf
             except KilledWorker as error:
                 # Whatever else waited for the worker is suspected as well, so all parts say what they read.
                 if careful:
                     raise self._killed(tree, error) from None
                 careful = True
             finally:
-                tree.let_go()
+                # What a client says within 10 ms of having said something waits for these to be over. So a round that
+                # is done is let go of only when the next one has begun, not just before.
+                self._before = None if found is None else tree
+                if found is None:
+                    tree.let_go()
             self.begun_again += 1
 
     def _killed(self, tree: Tree, error: Any) -> WorkersKilled:
@@ -151,7 +161,7 @@ class Dask:
 
     def _ready(self, watch: Watch) -> bool:
         """Wait until there is a worker, unless it is ended."""
-        while not self.look():
+        while not (monotonic() - self._looked < LOOKING or self.look()):
             if watch(0):
                 return False
             sleep(POLLING)
@@ -174,7 +184,7 @@ class Dask:
         if not self._seen.alive:
             what = f"{len(found)} workers are there but silent" if found else "the cluster has no worker"
             return self._seen.nobody(what, self._patience)
-        self._seen.alone_since = None
+        self._seen.alone_since, self._looked = None, monotonic()
         if self._greet is not None and (strangers := set(self._seen.alive) - self._greeted):
             self._greeted |= strangers
             self._greet(sorted(strangers))
@@ -187,6 +197,21 @@ class Dask:
     def ask(self, question: Callable[..., Any], *args: Any, seconds: float = ANSWERING, **kwargs: Any) -> Any:
         """Await an answer of the scheduler, but not for ever."""
         return self._client.sync(question, *args, callback_timeout=seconds, **kwargs)
+
+    def fetch(self, futures: list[AnyFuture], seconds: float) -> list[Any]:
+        """Bring what is done here.
+
+        Raises
+        ------
+        TimeoutError
+            It takes longer.
+        """
+
+        async def gathered() -> Any:
+            return await self._client.gather(futures, asynchronous=True)
+
+        found: list[Any] = self._client.sync(gathered, callback_timeout=seconds)
+        return found
 
     def where(self, besides: str | None = None) -> dict[str, Any]:
         """Options for a task that should not go to a silent worker, nor to another one."""
