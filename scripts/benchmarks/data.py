@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -150,6 +150,18 @@ def find_data(name: str, place: Path, share: float, slow_share: float) -> Data:
     slow = min(rows, max(LEAST_SLOW, round(kind.slow * slow_share)))
     about = f"{kind.about[0].upper()}{kind.about[1:]}; {rows:,} rows in row groups of {kind.row_group:,}, snappy."
     return Data(about, directory, rows, slow, kind.row_group)
+
+
+def under_more_names(data: Data, times: int) -> Data:
+    """The same shards so many times, as links: more rows to read, which take no more room."""
+    directory = data.directory.with_name(f"{data.directory.name}-times-{times}")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    for path in data.shards:
+        for number in range(times):
+            (directory / f"{number}-{path.name}").hardlink_to(path)
+    about = f"{data.about} Each shard is read under {times} names: {times * data.rows:,} rows."
+    return replace(data, about=about, directory=directory, rows=times * data.rows)
 
 
 def write(kind: Kind, directory: Path, rows: int) -> None:
