@@ -1,7 +1,8 @@
 """Partitions: the rows dealt to P streams that are trained apart for a round, and then combined.
 
 P is part of the result; how many threads carry it out is not. A round is a pure function of the state that it begins
-with: each partition takes some whole windows of its own stream. Rounds become longer from epoch to epoch.
+with: each partition takes some whole windows of its own stream. Rounds become longer: what is learned first moves the
+weights most, and the partitions apart; each round costs the same time beside its rows.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ from .steps import Learners, Moment, learn
 
 #: Rounds of the first epoch, at most; each epoch has half as many as the one before.
 FIRST_ROUNDS = 32
+#: Where a partition takes so many rows in a round, rounds of an epoch double in length after every so many. Each round
+#: has the slowest to be waited for: two workers had 0.83 of twice the speed of one in 32 rounds of 262,144 rows. The
+#: losses of 7 million rows differed by less than 0.00002; with 4,000 rows in a round by 0.004, so few rows do not grow.
+PLENTY, GROWING = 131_072, 4
 #: A table of hashed weights is combined so seldom that a round visits each slot so many times in the mean: combining
 #: one costs as much as visiting it, on the way through memory.
 SLOT_VISITS = 2
@@ -206,8 +211,8 @@ def default_partitions(row_groups: int, threads: int) -> int:
     return max(2, threads * times)
 
 
-def rounds_of(job: Job, epoch: int, partitions: list[Partition]) -> int:
-    """Rounds of an epoch: from the data and the epoch alone."""
+def rounds_of(job: Job, epoch: int, partitions: list[Partition]) -> list[int]:
+    """Where rounds of an epoch begin and end, in equal shares of the epoch: from the data and the epoch alone."""
     n = FIRST_ROUNDS >> min(epoch, 30)
     for partition in partitions:
         plan, rows = partition.plan, partition.source.manifest.rows
@@ -216,7 +221,24 @@ def rounds_of(job: Job, epoch: int, partitions: list[Partition]) -> int:
     if slots := job.encoder.spec.n_slots:
         visits = job.labels.rows * (job.encoder.layout.n_index + job.scales.words)
         n = min(n, int(visits / (SLOT_VISITS * slots * len(partitions))))
-    return max(1, n)
+    n = max(1, n)
+    plenty = min(partition.plan.total for partition in partitions) >= n * PLENTY
+    return ends(n, GROWING if plenty else None)
+
+
+def ends(n: int, growing: int | None) -> list[int]:
+    """Where rounds begin and end in ``n`` shares of an epoch, if they double after every ``growing`` rounds.
+
+    Examples
+    --------
+    >>> ends(4, None), ends(20, 4)
+    ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 20])
+    """
+    found = [0]
+    while found[-1] < n:
+        length = 1 if growing is None else 1 << (len(found) - 1) // growing
+        found.append(min(n, found[-1] + length))
+    return found
 
 
 @dataclass
@@ -234,17 +256,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Round:
-    """Number ``index`` of the ``count`` rounds of an epoch: each partition takes some whole windows of its own."""
+    """From share ``first`` to ``last`` of ``n`` of an epoch: each partition takes some whole windows of its own."""
 
     epoch: int
-    index: int
-    count: int
+    first: int
+    last: int
+    n: int
 
     def part(self, shared: Dealt, start: State, number: int) -> Part:
         """Train a partition's windows of the round."""
         job, partition, times = shared.job, shared.partitions[number], Times()
         plan = partition.plan
-        first, last = (plan.n_windows * k // self.count for k in (self.index, self.index + 1))
+        first, last = (plan.n_windows * share // self.n for share in (self.first, self.last))
         learners, skipped = Learners(job, start.arriving(job)), 0
         with shared.window() as rows:
             stream = WindowStream(
@@ -314,7 +337,8 @@ def advance_in_rounds(
     executor = executor or on_threads(dealt, feed)
     n = len(dealt.partitions)
     for epoch in range(start.epoch, epochs):
-        rounds = rounds_of(learners.job, epoch - (epochs - learners.job.config.passes), dealt.partitions)
+        bounds = rounds_of(learners.job, epoch - (epochs - learners.job.config.passes), dealt.partitions)
+        rounds = len(bounds) - 1
         done = start.window if epoch == start.epoch else 0
         if done == rounds:
             yield Moment(start, True, 0)
@@ -324,7 +348,7 @@ def advance_in_rounds(
                 dealt = dealt.for_job(job)
             part = carried_out(
                 executor,
-                Round(epoch, number, rounds),
+                Round(epoch, bounds[number], bounds[number + 1], bounds[-1]),
                 dealt,
                 state.leaving(),
                 keeper,

@@ -129,7 +129,7 @@ def test_row_groups_are_dealt_out_evenly() -> None:
 def test_a_round_leaves_the_state_that_it_began_with() -> None:
     job, feed = prepared(mixed(600), text=("t",), window_rows=200)
     state = State.start(job)
-    for now in (Round(0, 0, 2), Round(0, 1, 2)):
+    for now in (Round(0, 0, 1, 2), Round(0, 1, 2, 2)):
         before = {name: value.copy() for name, value in vars(state).items() if isinstance(value, np.ndarray)}
         dealt, parts = Dealt.of(job, feed), []
         for number in range(len(dealt.partitions)):
@@ -147,7 +147,7 @@ def test_a_round_leaves_the_state_that_it_began_with() -> None:
 
 def test_a_round_is_the_same_on_copies_that_travelled() -> None:
     job, feed = prepared(mixed(600), text=("t",), window_rows=200)
-    dealt, start, now = Dealt.of(job, feed), State.start(job).leaving(), Round(0, 0, 1)
+    dealt, start, now = Dealt.of(job, feed), State.start(job).leaving(), Round(0, 0, 1, 1)
     here = [now.part(dealt, start, number) for number in range(2)]
     far = pickle.loads(pickle.dumps(dealt))
     there = [pickle.loads(pickle.dumps(now.part(far, pickle.loads(pickle.dumps(start)), p))) for p in range(2)]
@@ -186,13 +186,15 @@ def test_whole_passes_in_parts(write: Write, options: dict[str, Any]) -> None:
         assert parts[0].gradient_norm < 1e-4
 
 
-def test_rounds_become_fewer() -> None:
+def test_rounds_become_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     job, feed = prepared(classification(10_000), window_rows=150, rows=25)
     dealt = Dealt.of(job, feed).partitions
-    rounds = [rounds_of(job, epoch, dealt) for epoch in range(8)]
-    assert rounds[0] == 32 and rounds == sorted(rounds, reverse=True) and rounds[-1] == 1
+    counts = [len(rounds_of(job, epoch, dealt)) - 1 for epoch in range(8)]
+    assert counts == [32, 16, 8, 4, 2, 1, 1, 1]
+    monkeypatch.setattr("streamgd.rounds.PLENTY", 100)
+    assert rounds_of(job, 0, dealt)[:7] == [0, 1, 2, 3, 4, 6, 8] and rounds_of(job, 0, dealt)[-1] == 32
     few = Dealt.of(*prepared(classification(1000), window_rows=150, rows=25)).partitions
-    assert rounds_of(job, 0, few) == 3  # of four row groups at least
+    assert rounds_of(job, 0, few) == [0, 1, 2, 3]  # of four row groups at least
 
 
 numbers = st.floats(-3, 3).map(lambda x: float(np.float32(x)))
