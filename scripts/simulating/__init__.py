@@ -1,0 +1,1 @@
+"""How long rounds take on clusters that are not at hand."""

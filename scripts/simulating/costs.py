@@ -1,0 +1,99 @@
+"""What things cost, as measured on a machine that is named."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+#: Costs that were measured once, for whoever does not measure his own.
+KEPT = Path(__file__).with_name("costs.json")
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds that grow with something: ``fixed`` and ``each``."""
+
+    fixed: float = 0.0
+    each: float = 0.0
+
+    def __call__(self, n: float) -> float:
+        """Seconds of so many."""
+        return self.fixed + self.each * n
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a partition of some data costs by its rows, and the bytes of the state that it learns.
+
+    Attributes
+    ----------
+    part : Line
+        Seconds by rows, of one process that is alone.
+    spread : float
+        Standard deviation of the logarithm of the seconds of equal parts.
+    beside : float
+        Times as long that a part takes while another one runs on the same machine.
+    join : float
+        Seconds to join two states.
+    size : int
+        Bytes of a state.
+    index : int
+        Hashed features of a row.
+    """
+
+    part: Line
+    spread: float
+    beside: float
+    join: float
+    size: int
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of what a round is made of.
+
+    Attributes
+    ----------
+    machine : str
+        What it was measured on.
+    shapes : dict of str to Shape
+        What parts cost, for each shape of data.
+    round : float
+        A round of one task that does nothing, with a small state.
+    task, level : float
+        Of the scheduler for each further task; for each level of joins.
+    send, move, fetch : Line
+        A state from the driver to a worker, from worker to worker, and from a worker to the driver; by bytes.
+    """
+
+    machine: str
+    shapes: dict[str, Shape]
+    round: float
+    task: float
+    level: float
+    send: Line
+    move: Line
+    fetch: Line
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Costs of a file."""
+        found: dict[str, Any] = json.loads(path.read_text())
+        lines = {name: Line(**found[name]) for name in ("send", "move", "fetch")}
+        shapes = {name: Shape(**{**one, "part": Line(**one["part"])}) for name, one in found["shapes"].items()}
+        return cls(**{**found, **lines, "shapes": shapes})
+
+    def write(self, path: Path) -> None:
+        """Write them to a file."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    def over(self, bandwidth: float) -> Costs:
+        """The same over a network of so many bytes a second, where that is slower than what processors do."""
+        links = {"send": 2, "move": 1, "fetch": 2}  # through the scheduler; from worker to worker
+        lines = {name: getattr(self, name) for name in links}
+        return replace(
+            self, **{name: Line(line.fixed, max(line.each, links[name] / bandwidth)) for name, line in lines.items()}
+        )
