@@ -222,21 +222,20 @@ def rounds_of(job: Job, epoch: int, partitions: list[Partition]) -> list[int]:
         visits = job.labels.rows * (job.encoder.layout.n_index + job.scales.words)
         n = min(n, int(visits / (SLOT_VISITS * slots * len(partitions))))
     n = max(1, n)
-    plenty = min(partition.plan.total for partition in partitions) >= n * PLENTY
-    return ends(n, GROWING if plenty else None)
+    return ends(n, min(partition.plan.total for partition in partitions))
 
 
-def ends(n: int, growing: int | None) -> list[int]:
-    """Where rounds begin and end in ``n`` shares of an epoch, if they double after every ``growing`` rounds.
+def ends(n: int, rows: float) -> list[int]:
+    """Where rounds begin and end in ``n`` shares of an epoch of so many rows a partition; many rows grow longer.
 
     Examples
     --------
-    >>> ends(4, None), ends(20, 4)
+    >>> ends(4, 1000), ends(20, 20 * PLENTY)
     ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 20])
     """
     found = [0]
     while found[-1] < n:
-        length = 1 if growing is None else 1 << (len(found) - 1) // growing
+        length = 1 << (len(found) - 1) // GROWING if rows >= n * PLENTY else 1
         found.append(min(n, found[-1] + length))
     return found
 

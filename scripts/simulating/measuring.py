@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +12,9 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from benchmarks.clusters import PARTITIONS
+from benchmarks.report import machine
+from benchmarks.shapes import HASH_BITS
 
 from streamgd.cluster import tree
 from streamgd.cluster.connect import connected
@@ -29,8 +31,6 @@ from streamgd.trainer import train
 
 from .costs import Costs, Line, Shape
 
-#: Partitions of the jobs that are measured; hashed weights of click logs.
-PARTITIONS, HASH_BITS = 8, 22
 #: Leaves of rounds that do nothing, and bytes of states that travel.
 LEAVES, SIZES = (1, 2, 4, 8, 16, 32, 64), (1 << 20, 8 << 20, 32 << 20)
 REPEATS = 7
@@ -65,7 +65,7 @@ def measure(places: dict[str, Path]) -> Costs:
     with connected(ClusterOptions("local:2")) as client:
         whole, task, level = _rounds(client)
         send, move, fetch = _ways(client)
-    return Costs(f"{platform.processor() or platform.machine()}", shapes, whole, task, level, send, move, fetch)
+    return Costs(machine(), shapes, whole, task, level, send, move, fetch)
 
 
 def real(place: Path, name: str, workers: int, repeats: int) -> tuple[float, list[float], int]:
@@ -91,19 +91,17 @@ def _shape(place: Path, name: str) -> Shape:
     n, rows = min(p.plan.n_windows for p in dealt.partitions), dealt.partitions[0].plan.total
     lengths = sorted({1, max(1, n // 4), max(1, n // 2)})
     points: list[tuple[float, float]] = []
-    state = None
-    dealt_parts = [Round(0, 0, length, n) for length in lengths for _ in range(2)]
-    for now in dealt_parts:
+    parts: list[Any] = []
+    for now in [Round(0, 0, length, n) for length in lengths for _ in range(2)]:
         for number in range(PARTITIONS):
             began = perf_counter()
-            part = now.part(dealt, start, number)
+            parts = [*parts[-1:], now.part(dealt, start, number)]
             points.append((rows * now.last / n, perf_counter() - began))
-            state = (state, part)[-2:] if state else (part, part)
     points = points[PARTITIONS:]  # the first ones take memory
     line = _line(points)
     spread = float(np.std([np.log(seconds / line(count)) for count, seconds in points]))
     began = perf_counter()
-    Round(0, 0, 1, n).join(dealt, start, state[0] if not isinstance(state[0], tuple) else state[1], state[1])
+    Round(0, 0, 1, n).join(dealt, start, *parts)
     join = perf_counter() - began
     size = sum(value.nbytes for value in vars(start).values() if isinstance(value, np.ndarray))
     return Shape(line, spread, _beside(place, name), join, size, job.encoder.layout.n_index)

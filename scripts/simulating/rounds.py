@@ -17,12 +17,11 @@ from heapq import heappop, heappush
 from statistics import median
 
 from streamgd.cluster.executor import SMALL
-from streamgd.cluster.tree import LOOKING, STRAGGLING, STRAGGLING_SECONDS, group_size
+from streamgd.cluster.tree import LOOKING, STRAGGLING, STRAGGLING_SECONDS, Place, group_size, groups, tops
 from streamgd.executors import middle
 
 from .costs import Costs, Shape
 
-Place = tuple[int, int]
 #: Where the time of a round goes.
 KINDS = ("parts", "slowest", "starting", "joining", "driver")
 
@@ -123,12 +122,9 @@ class Simulation:
     def _round(self, rows: float) -> None:
         costs, machines, n, began = self._costs, self._machines, self._n, self._now
         group = group_size(n, machines.workers)
-        self._leaves = [(first, min(first + group, n)) for first in range(0, n, group)]
-        half = middle(0, n) if group < n and self._small else n
-        self._tops = [place for place in ((0, half), (half, n)) if place[0] < place[1]]
+        self._leaves, self._tops = groups(n, group), tops(n, group, self._small)
         self._group, self._rows = group, rows
         self._nodes: dict[Place, _Node] = {}
-        self._begun: dict[Place, int] = {}
         self._waiting = list(reversed(self._leaves))
         self._busy: dict[int, Place] = {}
         self._ends: dict[int, float] = {}

@@ -222,7 +222,7 @@ class Dask:
 
     def send_start(self, start: Any) -> Any:
         """Give where a round starts to the cluster: with each task if it is small, which is faster."""
-        return start if len(_pickled(start, SMALL)) <= SMALL else self.send(start, "start")
+        return start if _bytes_of(start) <= SMALL else self.send(start, "start")
 
     def send(self, what: Any, name: str) -> AnyFuture:
         """Give data to the cluster as a task without inputs.
@@ -241,9 +241,11 @@ class Dask:
         one worker has to this worker, and others stay idle.
         """
         if self._shared is None or self._shared[0] is not shared:
-            packed = _pickled(shared, SMALL_JOB)
-            small = len(packed) <= SMALL_JOB
-            sent = Packed(f"{self._run}-{self.attempt()}", packed) if small else self.send(shared, "job")
+            sent: Any
+            if _bytes_of(shared) <= SMALL_JOB:
+                sent = Packed(f"{self._run}-{self.attempt()}", cloudpickle.dumps(shared, protocol=5))
+            else:
+                sent = self.send(shared, "job")
             self._shared = shared, sent
         return self._shared[1]
 
@@ -281,14 +283,11 @@ class Dask:
         return bool(set(self._seen.alive) - set(at.values()))
 
 
-def _pickled(what: Any, most: int) -> bytes:
-    """What a pickle of something begins with; all of it, if that is no longer than ``most``."""
+def _bytes_of(what: Any) -> int:
+    """How long a pickle of something is; arrays are not copied to know it."""
     buffers: list[pickle.PickleBuffer] = []
-    head: bytes = cloudpickle.dumps(what, protocol=5, buffer_callback=buffers.append)
-    if len(head) + sum(one.raw().nbytes for one in buffers) > most:
-        return bytes(most + 1)
-    whole: bytes = cloudpickle.dumps(what, protocol=5)
-    return whole
+    head = cloudpickle.dumps(what, protocol=5, buffer_callback=buffers.append)
+    return len(head) + sum(one.raw().nbytes for one in buffers)
 
 
 @dataclass

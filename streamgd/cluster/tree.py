@@ -61,7 +61,7 @@ class Tree:
         self._cluster, self._work, self._n, self._number = cluster, work, n, number
         self._topic = cluster.topic if careful else None
         self._group = group_size(n, cluster.threads_seen)
-        self._leaves = [(first, min(first + self._group, n)) for first in range(0, n, self._group)]
+        self._leaves = groups(n, self._group)
         self._nodes: dict[Place, _Node] = {}
         self._tops: dict[Place, list[AnyFuture]] = {}
         self._ended = threading.Event()
@@ -81,8 +81,7 @@ class Tree:
             self._here = shared, start
             self._shared, self._start = self._cluster.send_shared(shared), self._cluster.send_start(start)
             # What is small is joined at last by whoever asks: it does not wait for one more task, which takes 7 ms.
-            half = middle(0, self._n) if self._group < self._n and not isinstance(self._start, Future) else self._n
-            self._tops = {place: [] for place in ((0, half), (half, self._n)) if place[0] < place[1]}
+            self._tops = {place: [] for place in tops(self._n, self._group, not isinstance(self._start, Future))}
             self._submit_all()
         except UNHEARD as error:
             raise Lost from error
@@ -124,13 +123,13 @@ class Tree:
         while True:
             if watch(self._done()):
                 return None
-            if None in (tops := self._first()) and not self._ended.wait(POLLING):
+            if None in (firsts := self._first()) and not self._ended.wait(POLLING):
                 self._look_after()
             self._ended.clear()
-            if None in (tops := self._first()):
+            if None in (firsts := self._first()):
                 continue
             try:
-                fetched = self._cluster.fetch(tops, FETCHING)
+                fetched = self._cluster.fetch(firsts, FETCHING)
             except TimeoutError:
                 self._look_after(at_once=True)
             except (CancelledError, CommClosedError) as error:
@@ -246,6 +245,25 @@ def group_size(n: int, threads: int) -> int:
     while 2 * size <= n and -(-n // (2 * size)) >= GROUPS_A_THREAD * max(1, threads):
         size *= 2
     return size
+
+
+def groups(n: int, size: int) -> list[Place]:
+    """Neighbours that one task takes, ``size`` of them but at the end."""
+    return [(first, min(first + size, n)) for first in range(0, n, size)]
+
+
+def tops(n: int, group: int, small: bool) -> list[Place]:
+    """What is fetched: the whole, or its halves where states are small enough to be joined by whoever asks.
+
+    Examples
+    --------
+    >>> tops(8, 2, small=True), tops(8, 2, small=False), tops(8, 8, small=True)
+    ([(0, 4), (4, 8)], [(0, 8)], [(0, 8)])
+    """
+    if group >= n or not small:
+        return [(0, n)]
+    half = middle(0, n)
+    return [(0, half), (half, n)]
 
 
 def levels(n: int, group: int = 1) -> Iterator[list[Place]]:
