@@ -1,4 +1,4 @@
-"""Means and central moments that can be merged, of many features at once."""
+"""Means and central moments that can be merged, and most common values, of many features at once."""
 
 from __future__ import annotations
 
@@ -56,3 +56,20 @@ class Moments:
             + 6 * d**2 * (p * p * b.second + q * q * a.second)
             + 4 * d * (p * b.third - q * a.third),
         )
+
+
+def most_common(values: Floats, weights: Floats) -> Floats:
+    """Weight of the most common value of each feature; both float64[n, n_features], of values and their weights.
+
+    Examples
+    --------
+    >>> most_common(np.array([[0.0, 1], [5, 1], [0, 2]]), np.array([[3.0, 1], [4, 2], [2, 1]])).tolist()
+    [5.0, 3.0]
+    """
+    order = np.argsort(values, axis=0, kind="stable")
+    values, weights = (np.take_along_axis(one, order, axis=0).T for one in (values, weights))
+    begins = np.ones(values.shape, np.bool_)
+    begins[:, 1:] = values[:, 1:] != values[:, :-1]
+    starts = np.flatnonzero(begins)
+    sums = np.add.reduceat(weights.ravel(), starts)
+    return np.maximum.reduceat(sums, np.searchsorted(starts, np.arange(len(values)) * values.shape[1]))

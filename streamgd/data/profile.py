@@ -15,7 +15,7 @@ from ..errors import DataError
 from ..features import MOST_HASH_BITS
 from ..kernels.moments import add_moments
 from .encode import Encoder
-from .moments import Moments
+from .moments import Floats, Moments, most_common
 from .rowgroups import Source
 from .shuffle import SAMPLE, random_order
 from .threads import ordered
@@ -36,6 +36,8 @@ SAMPLE_ROW_GROUPS = (8, 32)
 MOST_COUNTED, ZEROS = 1 << 22, 4
 #: What varies by less counts as constant: float32 could not hold the coefficient of a feature that is divided by it.
 LEAST_SCALE = 1e-36
+#: E x^4 / (E x^2)^2 of normal values, the longest tails whose steps are not shortened.
+NORMAL_KURTOSIS = 3.0
 #: A category is varied if more than this share of the values of a record batch are different.
 VARIED = 0.3
 #: Slots for each hashed feature: 16 while the table fits a processor's cache (2^18 slots of 16 bytes), else 2.
@@ -54,7 +56,9 @@ class Scales:
         Mean and standard deviation (1 for a constant) of dense features.
     magnitude : ndarray of float64, shape (n_features,)
         Typical distance from the mean of the values that matter, the root of E x^4 / E x^2: for a normal feature
-        1.7 standard deviations, for a rare 0/1 feature 1, where a standard deviation would be far too small.
+        1.7 standard deviations, for a rare 0/1 feature 1, where a standard deviation would be far too small. It is
+        at most what normal values as far from the most common one would have, or else the few largest of long-tailed
+        values would shorten the steps of all others.
     missing : ndarray of float64, shape (n_features,)
         Share of missing values.
     distinct : int
@@ -126,6 +130,15 @@ def sample_pieces(rows: NDArray[np.int64], seed: int, row_cost: int = 1) -> list
         start = int(place * (room if size == PIECE_ROWS else min(room, 2 * size)))
         pieces.append((int(g), start, int(min(rows[g], start + size))))
     return pieces
+
+
+class _Batch(NamedTuple):
+    """Moments of a record batch, its sum of weights, a value of each feature, and the weight of what equals it."""
+
+    moments: Moments
+    weight: float
+    centre: Floats
+    at_centre: Floats
 
 
 class _Tally(NamedTuple):
@@ -200,7 +213,7 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
     zeros = 0 if wanted * encoder.layout.n_index <= MOST_COUNTED else ZEROS
     errors: list[DataError] = []
 
-    def measure(piece: tuple[int, int, int]) -> tuple[int, list[tuple[Moments, float]], _Counts]:
+    def measure(piece: tuple[int, int, int]) -> tuple[int, list[_Batch], _Counts]:
         row_group, start, stop = piece
         try:
             return stop - start, *_piece(source, encoder, piece, zeros)
@@ -210,17 +223,23 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
             return 0, [], _NOTHING
 
     moments, weights, counts, sampled = Moments.none(encoder.spec.n_features), 0.0, _NOTHING, 0
+    common: list[tuple[Floats, Floats]] = []
     for rows, batches, found in ordered(measure, pieces, n_jobs):
         sampled += rows
         counts = counts.merge(found)
         with np.errstate(over="ignore", invalid="ignore"):  # numbers that float32 does not hold are refused later
-            for part, weight_sum in batches:
-                moments, weights = moments.merge(part), weights + weight_sum
+            for batch in batches:
+                moments, weights = moments.merge(batch.moments), weights + batch.weight
+                common.append((batch.centre, batch.at_centre))
     if errors and not sampled:
         raise errors[0]
     total = np.where(moments.weight > 0, moments.weight, 1)
     scale = np.sqrt(moments.second / total)
     magnitude = np.maximum(scale, np.sqrt(moments.fourth / np.where(moments.second > 0, moments.second, 1)))
+    if common and encoder.spec.n_features:
+        others = moments.weight - most_common(*map(np.array, zip(*common, strict=True)))
+        tail = np.sqrt(NORMAL_KURTOSIS * moments.second / np.where(others > 0, others, 1))
+        magnitude = np.where(others > 0, np.minimum(magnitude, np.maximum(scale, tail)), magnitude)
     hashed = zip(encoder.spec.group("index"), counts.varied, strict=False)
     share = sampled / source.manifest.n_rows
     distinct = _expected(counts.categories.times, share) * (1 << zeros)
@@ -240,23 +259,23 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
 
 def _piece(
     source: Source, encoder: Encoder, piece: tuple[int, int, int], zeros: int
-) -> tuple[list[tuple[Moments, float]], _Counts]:
-    """Moments of each record batch of a piece and its sum of weights; and counts of the piece."""
+) -> tuple[list[_Batch], _Counts]:
+    """What each record batch of a piece tells, and counts of the piece."""
     row_group, start, stop = piece
     layout = encoder.layout
     batch_rows = min(encoder.batch_rows, PIECE_ROWS // 2, max(stop - start, 256))
     rows = encoder.new_rows(batch_rows)
     reader = source.open(row_group, encoder.columns, batch_rows)
     reader.skip(start)
-    moments, counts = [], _NOTHING
+    told, counts = [], _NOTHING
     for batch in reader.read(stop - start):
-        centre, sums = encoder.centres(batch), np.zeros((5, encoder.spec.n_features))
+        centre, sums = encoder.centres(batch), np.zeros((6, encoder.spec.n_features))
         centred = replace(encoder, spec=replace(encoder.spec, offset=centre))
         texts: list[NDArray[np.uint32]] = []
         n = centred.encode(batch, rows, source.describe(row_group), texts)
         add_moments(rows, n, layout.w_cell, sums)
         weight = float(n if layout.w_cell < 0 else rows[:n, layout.w_cell].sum(dtype=np.float64))
-        moments.append((Moments.about(centre, sums), weight))
+        told.append(_Batch(Moments.about(centre, sums[:5]), weight, centre, sums[5]))
         hashes = rows.view(np.uint32)[:n, layout.width : layout.text_cell]
         categories = _Tally.of(hashes.ravel(), zeros)
         words = np.concatenate([_NONE, *texts])
@@ -264,4 +283,4 @@ def _piece(
         counts = counts.merge(
             _Counts(categories, _Tally.of(words, ZEROS), len(words), n, len(words) / max(1, n), varied)
         )
-    return moments, counts
+    return told, counts

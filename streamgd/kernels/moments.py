@@ -1,4 +1,4 @@
-"""Weights and sums of powers of encoded rows, over values that are not missing."""
+"""Weights and sums of powers of encoded rows, over values that are not missing, and weights of zeros."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .intrinsics import kernel
 
 @kernel
 def add_moments(rows, n, w_cell, sums):
-    """Add weights and weighted powers 1 to 4 of the first n rows to float64[5, p]; NaN is missing.
+    """Add weights, weighted powers 1 to 4, and weights of zeros of the first n rows to float64[6, p]; NaN is missing.
 
     Without weights ``w_cell`` is -1. All in float64: the square of a float32 may be beyond float32.
     """
@@ -25,3 +25,4 @@ def add_moments(rows, n, w_cell, sums):
             sums[2, j] += weight * square
             sums[3, j] += weight * square * value
             sums[4, j] += weight * square * square
+            sums[5, j] += weight if row[j] == 0.0 else 0.0

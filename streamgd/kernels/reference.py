@@ -429,10 +429,13 @@ def permutation(seed: int, n: int) -> NDArray[np.uint32]:
 
 
 def moments(X: NDArray[Any], w: NDArray[Any]) -> Floats:
-    """Sums of w, w x, w x^2, w x^3 and w x^4 over each column's values that are not NaN; float64[5, p]."""
+    """Sums of w, w x, w x^2, w x^3 and w x^4 over each column's values that are not NaN, and of w over zeros.
+
+    Of shape [6, p].
+    """
     present = ~np.isnan(X)
     x, w = np.where(present, X, 0).astype(np.float64), w.astype(np.float64)
-    return np.array([w @ (present * x**power) for power in range(5)])
+    return np.array([*(w @ (present * x**power) for power in range(5)), w @ (X == 0)])
 
 
 def _encode(values: Floats, offset: Floats, fill: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -32,7 +32,7 @@ def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
     rows, order, none = np.zeros((1, at.width), np.float32), np.zeros(1, np.uint32), np.zeros(0, np.int64)
     cells, nothing = rows.view(np.uint32), np.zeros(0, np.uint32)
     encode_columns(none, none, none, none, np.zeros(0), np.zeros(0, np.float32), 0, 0, rows, none)
-    add_moments(rows, 0, -1, np.zeros((5, 1)))
+    add_moments(rows, 0, -1, np.zeros((6, 1)))
     permutation(np.uint64(0), order)
     problem = Problem(None, 0, (0.0,) * 2, 0, (0.0,) * 3, 0, 0, (0.0,) * 4, 0.0, 0.0, 0.0, True, 1)
     table = np.zeros((1, -(-(2 * models + 1) // 4) * 4), np.float32) if hashed else None
