@@ -220,9 +220,13 @@ def rounds_of(job: Job, epoch: int, partitions: list[Partition]) -> list[int]:
         n = min(n, plan.n_windows, whole)
     if slots := job.encoder.spec.n_slots:
         visits = job.labels.rows * (job.encoder.layout.n_index + job.scales.words)
-        n = min(n, int(visits / (SLOT_VISITS * slots * len(partitions))))
-    n = max(1, n)
-    return ends(n, min(partition.plan.total for partition in partitions))
+        n = min(n, most_rounds(visits, slots, len(partitions)))
+    return ends(max(1, n), min(partition.plan.total for partition in partitions))
+
+
+def most_rounds(visits: float, slots: int, partitions: int) -> int:
+    """Rounds of an epoch that has so many hashed features in all: combining the slots takes its time."""
+    return int(visits / (SLOT_VISITS * slots * partitions))
 
 
 def ends(n: int, rows: float) -> list[int]:

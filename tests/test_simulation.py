@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scripts.simulating.costs import Costs, Line, Shape
 from scripts.simulating.rounds import Machines, simulate
 
-SMALL = Shape(Line(0.0, 1e-6), 0.0, 1.0, 0.001, 400)
-LARGE = Shape(Line(0.0, 1e-6), 0.0, 1.0, 0.010, 1 << 25)
+SMALL = Shape(Line(0.0, 1e-6), 0.0, 1.0, 0.001, 0.0, 400)
+LARGE = Shape(Line(0.0, 1e-6), 0.0, 1.0, 0.010, 0.0, 1 << 25)
 COSTS = Costs("a machine", {}, 0.010, 0.001, 0.005, Line(0, 1e-9), Line(0, 1e-9), Line(0, 1e-9))
 
 

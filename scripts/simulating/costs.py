@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, Self
 
 #: Costs that were measured once, for whoever does not measure his own.
@@ -25,7 +26,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a partition of some data costs by its rows, and the bytes of the state that it learns.
+    """What a partition of some data costs by its rows, and the state that it learns.
 
     Attributes
     ----------
@@ -37,18 +38,22 @@ class Shape:
         Times as long that a part takes while another one runs on the same machine.
     join : float
         Seconds to join two states.
+    between : float
+        Seconds between two rounds, in which the driver takes note of what came of one.
     size : int
         Bytes of a state.
-    index : int
-        Hashed features of a row.
+    index, slots : int
+        Hashed features of a row, and the slots that these share.
     """
 
     part: Line
     spread: float
     beside: float
     join: float
+    between: float
     size: int
     index: int = 0
+    slots: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,16 @@ class Costs:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Costs of a file."""
-        found: dict[str, Any] = json.loads(path.read_text())
+        return cls.of(json.loads(path.read_text()))
+
+    @classmethod
+    def typical(cls, several: list[Self]) -> Self:
+        """Of each cost the median over several measurements."""
+        return cls.of(_medians([asdict(one) for one in several]))
+
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> Self:
+        """Costs of what `dataclasses.asdict` makes of them."""
         lines = {name: Line(**found[name]) for name in ("send", "move", "fetch")}
         shapes = {name: Shape(**{**one, "part": Line(**one["part"])}) for name, one in found["shapes"].items()}
         return cls(**{**found, **lines, "shapes": shapes})
@@ -97,3 +111,10 @@ class Costs:
         return replace(
             self, **{name: Line(line.fixed, max(line.each, links[name] / bandwidth)) for name, line in lines.items()}
         )
+
+
+def _medians(found: list[Any]) -> Any:
+    """The median of numbers; of dictionaries that of each entry."""
+    if isinstance(found[0], dict):
+        return {name: _medians([one[name] for one in found]) for name in found[0]}
+    return found[0] if isinstance(found[0], str) else type(found[0])(median(found))

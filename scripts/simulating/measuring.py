@@ -1,10 +1,11 @@
-"""Costs as they are on this machine, and real rounds to hold a simulation against."""
+"""Costs as they are on this machine, and real epochs to hold a simulation against."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -23,17 +24,20 @@ from streamgd.cluster.options import ClusterOptions
 from streamgd.cluster.tasks import given
 from streamgd.config import Config
 from streamgd.data.source import ParquetSource
-from streamgd.executors import Serial
+from streamgd.executors import Executor, Serial, Watch
 from streamgd.job import prepare
-from streamgd.rounds import Dealt, Round, rounds_of
+from streamgd.rounds import Dealt, rounds_of
 from streamgd.state import State
 from streamgd.trainer import train
 
 from .costs import Costs, Line, Shape
 
 #: Leaves of rounds that do nothing, and bytes of states that travel.
-LEAVES, SIZES = (1, 2, 4, 8, 16, 32, 64), (1 << 20, 8 << 20, 32 << 20)
-REPEATS = 7
+LEAVES, SIZES = (1, 2, 4, 8, 16, 32, 64), (1 << 20, 8 << 20, 32 << 20, 64 << 20)
+#: Times that the latter two are looked at, and each number of leaves.
+TRIPS, TIMES = 5, 7
+#: Processes on the two processors that are beside each other.
+TWO = 2
 
 
 class Nothing:
@@ -48,81 +52,148 @@ class Nothing:
         return left
 
 
-def options_of(name: str) -> dict[str, Any]:
-    """Configuration of a data set."""
-    return {"hash_bits": HASH_BITS} if name == "clicks" else {}
+@dataclass
+class Told:
+    """What an epoch in one process consisted of."""
+
+    parts: list[tuple[float, float]] = field(default_factory=list)
+    joins: list[float] = field(default_factory=list)
+    between: float = 0.0
+    size: int = 0
+    index: int = 0
+    slots: int = 0
+
+
+class Clocked(Serial):
+    """One partition after the other, with a clock at each part and each join."""
+
+    def __init__(self) -> None:
+        self.told, self.seconds, self.rounds = Told(), 0.0, 0
+
+    def reduce(self, work: Any, shared: Any, start: Any, n: int, watch: Watch) -> Any:
+        """See `Serial`."""
+        began = perf_counter()
+        found = super().reduce(_ClockedWork(work, self.told), shared, start, n, watch)
+        self.seconds, self.rounds = self.seconds + perf_counter() - began, self.rounds + 1
+        return found
+
+
+@dataclass
+class _ClockedWork:
+    work: Any
+    told: Told
+
+    def part(self, shared: Any, start: Any, number: int) -> Any:
+        began = perf_counter()
+        found = self.work.part(shared, start, number)
+        rows = shared.partitions[number].plan.total * (self.work.last - self.work.first) / self.work.n
+        self.told.parts.append((rows, perf_counter() - began))
+        return found
+
+    def join(self, shared: Any, start: Any, left: Any, right: Any) -> Any:
+        began = perf_counter()
+        found = self.work.join(shared, start, left, right)
+        self.told.joins.append(perf_counter() - began)
+        return found
 
 
 def prepared(directory: Path, name: str) -> tuple[Any, Any]:
     """A job of one epoch without a cache."""
-    config = Config(epochs=1, partitions=PARTITIONS, polish=0, cache=None, n_jobs=1, **options_of(name))
+    options: dict[str, Any] = {"hash_bits": HASH_BITS} if name == "clicks" else {}
+    config = Config(epochs=1, partitions=PARTITIONS, polish=0, cache=None, n_jobs=1, **options)
     return prepare(ParquetSource(directory), "y", config.check())
 
 
-def measure(places: dict[str, Path]) -> Costs:
-    """All costs; ``places`` are directories of shards for each shape."""
-    shapes = {name: _shape(place, name) for name, place in places.items()}
-    with connected(ClusterOptions("local:2")) as client:
-        whole, task, level = _rounds(client)
-        send, move, fetch = _ways(client)
-    return Costs(machine(), shapes, whole, task, level, send, move, fetch)
-
-
-def real(place: Path, name: str, workers: int, repeats: int) -> tuple[float, list[float], int]:
-    """Seconds of the rounds of an epoch on real workers, the rows of a partition in each, and the partitions."""
+def epoch(place: Path, name: str, executor: Executor) -> float:
+    """Seconds of an epoch, from its first round to its last."""
     job, feed = prepared(place, name)
-    dealt = Dealt.of(job, feed)
-    bounds = rounds_of(job, 0, dealt.partitions)
-    rows = [job.labels.rows / PARTITIONS * share for share in np.diff(bounds) / bounds[-1]]
-    with connected(ClusterOptions(f"local:{workers}")) as client:
-        executor = Dask(client)
-        seconds = []
-        for _ in range(repeats + 1):
-            job, feed = prepared(place, name)
-            seconds.append(train(job, feed, State.start(job), executor=executor).seconds)
-    return median(seconds[1:]), rows, PARTITIONS
+    return train(job, feed, State.start(job), executor=executor).seconds
 
 
-def _shape(place: Path, name: str) -> Shape:
-    """What parts cost: of whole epochs one after the other, and of two processes at a time."""
+def clocked(place: Path, name: str) -> Told:
+    """What an epoch in this process consists of."""
+    executor = Clocked()
+    seconds = epoch(place, name, executor)
+    told = executor.told
+    told.between = (seconds - executor.seconds) / executor.rounds
+    job, _ = prepared(place, name)
+    arrays = vars(State.start(job).leaving()).values()
+    told.size = sum(value.nbytes for value in arrays if isinstance(value, np.ndarray))
+    told.index, told.slots = job.encoder.layout.n_index, job.encoder.spec.n_slots
+    return told
+
+
+def rounds(place: Path, name: str) -> list[float]:
+    """Rows that a partition takes in each round of an epoch."""
     job, feed = prepared(place, name)
-    dealt = Dealt.of(job, feed)
-    start = State.start(job).leaving()
-    n, rows = min(p.plan.n_windows for p in dealt.partitions), dealt.partitions[0].plan.total
-    lengths = sorted({1, max(1, n // 4), max(1, n // 2)})
-    points: list[tuple[float, float]] = []
-    parts: list[Any] = []
-    for now in [Round(0, 0, length, n) for length in lengths for _ in range(2)]:
-        for number in range(PARTITIONS):
-            began = perf_counter()
-            parts = [*parts[-1:], now.part(dealt, start, number)]
-            points.append((rows * now.last / n, perf_counter() - began))
-    points = points[PARTITIONS:]  # the first ones take memory
-    line = _line(points)
-    spread = float(np.std([np.log(seconds / line(count)) for count, seconds in points]))
-    began = perf_counter()
-    Round(0, 0, 1, n).join(dealt, start, *parts)
-    join = perf_counter() - began
-    size = sum(value.nbytes for value in vars(start).values() if isinstance(value, np.ndarray))
-    return Shape(line, spread, _beside(place, name), join, size, job.encoder.layout.n_index)
+    bounds = rounds_of(job, 0, Dealt.of(job, feed).partitions)
+    return [float(job.labels.rows / PARTITIONS * share) for share in np.diff(bounds) / bounds[-1]]
 
 
-def _alone(place: Path, name: str) -> float:
-    job, feed = prepared(place, name)
-    train(job, feed, State.start(job), executor=Serial())
-    job, feed = prepared(place, name)
-    return train(job, feed, State.start(job), executor=Serial()).seconds
+class Bench:
+    """Processes that are kept for all measurements: two that are alone or beside each other, and clusters.
 
+    The speed of a machine that others use changes from minute to minute, so what is compared is measured in turns.
 
-def _beside(place: Path, name: str) -> float:
-    """Times as long that an epoch takes in one of two processes as in one that is alone."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        ratios = []
-        for _ in range(2):
-            alone = pool.submit(_alone, place, name).result()
-            two = [future.result() for future in [pool.submit(_alone, place, name) for _ in range(2)]]
-            ratios.append(max(1.0, sum(two) / 2 / alone))
-    return median(ratios)
+    Parameters
+    ----------
+    places : dict of str to Path
+        Shards of each shape.
+    workers : iterable of int
+        Sizes of clusters; they are idle but for their turn.
+    """
+
+    def __init__(self, places: dict[str, Path], workers: Iterable[int]) -> None:
+        self._places = places
+        with ExitStack() as started:
+            self._pool = started.enter_context(ProcessPoolExecutor(TWO, mp_context=get_context("spawn")))
+            sizes = sorted({*workers, TWO})
+            self._clients = {n: started.enter_context(connected(ClusterOptions(f"local:{n}"))) for n in sizes}
+            self._executors = {n: Dask(client) for n, client in self._clients.items()}
+            self._started = started.pop_all()
+        for name in places:  # the first epoch of a process loads kernels
+            self._beside(name)
+            for n in sizes:
+                self.real(name, n)
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._started.close()
+
+    def real(self, name: str, workers: int) -> float:
+        """Seconds of an epoch on real workers."""
+        return epoch(self._places[name], name, self._executors[workers])
+
+    def costs(self) -> Costs:
+        """All costs, as they are now."""
+        whole, task, level = _rounds(self._executors[TWO])
+        send, move, fetch = _ways(self._clients[TWO])
+        return Costs(
+            machine(), {name: self._shape(name) for name in self._places}, whole, task, level, send, move, fetch
+        )
+
+    def _beside(self, name: str) -> list[Told]:
+        both = [self._pool.submit(clocked, self._places[name], name) for _ in range(TWO)]
+        return [one.result() for one in both]
+
+    def _shape(self, name: str) -> Shape:
+        alone = self._pool.submit(clocked, self._places[name], name).result()
+        slower = [seconds for told in self._beside(name) for _, seconds in told.parts]
+        line = _line(alone.parts)
+        spread = float(np.std([np.log(seconds / line(count)) for count, seconds in alone.parts]))
+        beside = sum(slower) / TWO / sum(seconds for _, seconds in alone.parts)
+        return Shape(
+            line,
+            spread,
+            max(1.0, beside),
+            median(alone.joins),
+            alone.between,
+            alone.size,
+            alone.index,
+            alone.slots,
+        )
 
 
 def _line(points: list[tuple[float, float]]) -> Line:
@@ -134,12 +205,14 @@ def _line(points: list[tuple[float, float]]) -> Line:
     fixed, each = np.linalg.lstsq(A, np.ones(len(y)), rcond=None)[0]
     if fixed < 0:
         return Line(0.0, float(np.median(y / x)))
+    if each < 0:
+        return Line(float(np.median(y)), 0.0)
     return Line(float(fixed), float(each))
 
 
-def _timed(what: Callable[[], Any], repeats: int = REPEATS) -> float:
+def _timed(what: Callable[[], Any]) -> float:
     seconds = []
-    for _ in range(repeats):
+    for _ in range(TIMES):
         began = perf_counter()
         what()
         seconds.append(perf_counter() - began)
@@ -156,9 +229,9 @@ def _groups_of_one() -> Iterator[None]:
         tree.GROUPS_A_THREAD = before
 
 
-def _rounds(client: Any) -> tuple[float, float, float]:
+def _rounds(executor: Dask) -> tuple[float, float, float]:
     """A round of one task, each further task, and each level of joins on workers."""
-    executor, start = Dask(client), np.zeros(64)
+    start = np.zeros(64)
     points = []
     with _groups_of_one():
         for leaves in LEAVES:
@@ -178,7 +251,7 @@ def _ways(client: Any) -> tuple[Line, Line, Line]:
     one, two = list(client.scheduler_info()["workers"])
     found: dict[str, list[tuple[float, float]]] = {"send": [], "move": [], "fetch": []}
     for size in SIZES:
-        for repeat in range(REPEATS):
+        for repeat in range(TRIPS):
             state = np.random.default_rng(repeat).random(size // 8)
             began = perf_counter()
             here = client.submit(given, state, pure=False, workers=[one])

@@ -149,7 +149,7 @@ class Simulation:
             getattr(self, f"_{kind}")(now, worker, place)
         joined = self._now
         fetched = joined + costs.round / 2 + (0.0 if self._small else costs.fetch(self._shape.size))
-        self._now = fetched + (self._shape.join if len(self._tops) > 1 else 0.0)
+        self._now = fetched + (self._shape.join if len(self._tops) > 1 else 0.0) + self._shape.between
         shares, learning = self.found.shares, min(self._leaf_ends - self._leaf_begins, self._work / machines.workers)
         shares["starting"] += self._leaf_begins - began
         shares["parts"] += learning

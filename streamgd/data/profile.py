@@ -257,9 +257,7 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
     )
 
 
-def _piece(
-    source: Source, encoder: Encoder, piece: tuple[int, int, int], zeros: int
-) -> tuple[list[_Batch], _Counts]:
+def _piece(source: Source, encoder: Encoder, piece: tuple[int, int, int], zeros: int) -> tuple[list[_Batch], _Counts]:
     """What each record batch of a piece tells, and counts of the piece."""
     row_group, start, stop = piece
     layout = encoder.layout
