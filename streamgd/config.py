@@ -41,6 +41,8 @@ MOST_ALPHA, ENDLESS_ALPHA = 0.01, 1e-6
 #: Few rows take longer steps of AdaGrad and its like: by so much more for each power of ten below so many rows, but
 #: for no more powers than ... Chosen by scripts/quality.
 LONGER, MANY_ROWS, POWERS = 0.8, 5.0, 2.5
+#: Targets of standard deviation 1 take shorter ones: what a weight is worth there is less than in log-odds.
+UNIT_TARGETS = 0.5
 
 
 @dataclass(frozen=True)
@@ -334,7 +336,7 @@ class Config:
         if not self.method.scale_free:
             return self.method.eta0 / (loss.curvature * length**2)
         powers = min(max(MANY_ROWS - math.log10(max(1, rows)), 0.0), POWERS)
-        return self.method.eta0 * (1.0 + LONGER * powers) / length
+        return self.method.eta0 * (1.0 + LONGER * powers) * (UNIT_TARGETS if loss.degree else 1.0) / length
 
     def schedule_args(self, eta0: float, epoch_steps: int) -> tuple[float, float, float, float]:
         """Parameters of the schedule's kernel, for epochs of so many steps."""

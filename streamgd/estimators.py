@@ -68,8 +68,8 @@ class SGDClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         Whether there is an intercept.
     standardize : bool, default=True
         Whether steps are those of numbers divided by their typical magnitude (the root of E x^4 / E x^2 about the mean:
-        1.7 standard deviations of a normal feature, 1 for a rare 0/1 feature), and the penalty that of numbers divided
-        by their standard deviation. Coefficients are always of the features as they are.
+        1.7 standard deviations of a normal feature, 1 for a rare 0/1 feature; bounded for long tails), and the penalty
+        that of numbers divided by their standard deviation. Coefficients are always of the features as they are.
     epochs : int, optional
         Passes over the data: 5 by default, at most if ``early_stopping``; of L-BFGS at most 1000.
     batch_size : int, None or "auto", default="auto"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -96,11 +97,20 @@ def _named(
 
 def _distinct(column: Column, batch: pa.RecordBatch) -> pa.Array:
     values = parts_of_time(column, batch.column(column.name))
+    if pa.types.is_string_view(values.type):  # of these, unique forgets which one is null
+        values = values.cast(pa.large_string())
     return values.dictionary if pa.types.is_dictionary(values.type) and not values.null_count else values.unique()
 
 
+def _plain(value: pa.Scalar) -> Any:
+    """A value of Python; bytes for strings, which may be no UTF-8."""
+    if isinstance(value, pa.StringScalar | pa.LargeStringScalar | pa.StringViewScalar):
+        return value.as_buffer().to_pybytes() if value.is_valid else None
+    return value.as_py()
+
+
 def _text(value: pa.Scalar) -> str:
-    found = value.as_py()
+    found = _plain(value)
     if isinstance(found, bytes):
         return found.decode(errors="replace")
     return "(missing)" if found is None else str(found).lower() if isinstance(found, bool) else str(found)
@@ -143,12 +153,13 @@ _WORD = re.compile(f"[{_LETTERS}\\u0800-\\u1fff\\u2080-\\u2fff\\u3040-\\U0010fff
 
 def _grams(value: pa.Scalar) -> list[str]:
     """Words and pairs of words in the order of their hashes."""
-    text = value.as_py()
-    if text is None:
+    found = _plain(value)
+    if found is None:
         return ["(missing)"]
-    text = text.decode(errors="surrogateescape") if isinstance(text, bytes) else text
+    text = found.decode(errors="surrogateescape")
     table = lower_case()
     words = ["".join(chr(table[ord(x)]) if ord(x) < 2048 else x for x in word) for word in _WORD.findall(text)]
+    words = [word.encode(errors="surrogateescape").decode(errors="replace") for word in words]
     grams = words[:1]
     for before, word in pairwise(words):
         grams += [word, f"{before} {word}"]

@@ -40,8 +40,8 @@ LEAST_SCALE = 1e-36
 NORMAL_KURTOSIS = 3.0
 #: A category is varied if more than this share of the values of a record batch are different.
 VARIED = 0.3
-#: Slots for each hashed feature: 16 while the table fits a processor's cache (2^18 slots of 16 bytes), else 2.
-SLOTS, CACHED_SLOTS, CACHED_BITS = 2, 16, 18
+#: Slots for each hashed feature: 16 while the table fits a processor's cache (2^18 slots of 16 bytes), else 4.
+SLOTS, CACHED_SLOTS, CACHED_BITS = 4, 16, 18
 
 _NONE = np.empty(0, np.uint32)
 

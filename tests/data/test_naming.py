@@ -6,6 +6,7 @@ from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 import streamgd as sg
 from streamgd.data.naming import hash_shares, name_hashes
@@ -66,3 +67,22 @@ def test_a_hash_that_the_sample_lacks_keeps_its_number():
     other = table.set_column(0, "c", pa.array(["other"] * 600))
     features = {row["feature"] for row in inspect_model(model, 10, TableSource(other))["largest"]}
     assert any(name.startswith("#") for name in features) and "c=AA" not in features
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+def test_bytes_that_are_no_text_are_named_with_marks(kind):
+    """Random bytes among letters and spaces: every weight is named, and every name can be printed."""
+    rng = np.random.default_rng(0)
+    letters = [b"a", b"B", b" ", "é".encode(), "日".encode(), *(bytes([code]) for code in range(0x80, 0x100, 5))]
+    values = [b"".join(rng.choice(np.array(letters, object), 12)) for _ in range(60)] + [None]
+    raw = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}[kind]
+    strings = pa.Array.from_buffers(kind, len(values), pa.array(values, raw).buffers())
+    once = pa.table({"c": strings, "t": strings, "d": strings, "y": np.arange(61) % 2})
+    table = pa.concat_tables([once] * 4)
+    model = trained(table, text="t", interactions=(("c", "d"),))
+    found = name_hashes(TableSource(table), model, model.hashed_index.tolist())
+    assert set(found) == set(model.hashed_index.tolist())
+    names = [name for names in found.values() for name in names]
+    assert "\ufffd" in "".join(names)
+    for name in names:
+        name.encode()
