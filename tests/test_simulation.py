@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from scripts.simulating.costs import Costs, Line, Shape
 from scripts.simulating.rounds import Machines, simulate
 
-SMALL = Shape(Line(0.0, 1e-6), 0.0, 1.0, 0.001, 0.0, 400)
-LARGE = Shape(Line(0.0, 1e-6), 0.0, 1.0, 0.010, 0.0, 1 << 25)
+SMALL = Shape(Line(0.0, 1e-6), 0.0, 1.0, 2.0, 0.001, 0.0, 400)
+LARGE = Shape(Line(0.0, 1e-6), 0.0, 1.0, 2.0, 0.010, 0.0, 1 << 25)
 COSTS = Costs("a machine", {}, 0.010, 0.001, 0.005, Line(0, 1e-9), Line(0, 1e-9), Line(0, 1e-9))
 
 
 def test_one_worker_has_what_tasks_cost_besides() -> None:
     epoch = simulate(COSTS, SMALL, Machines(1), 8, [1e5] * 3)
-    assert epoch.seconds == pytest.approx(3 * (0.8 + 0.010 + 0.001))
-    assert epoch.tasks == 3 and epoch.efficiency == pytest.approx(0.8 / 0.811)
+    assert epoch.seconds == pytest.approx(3 * (0.8 + 7 * SMALL.join + 0.010 + 0.001))
+    assert epoch.tasks == 3 and epoch.efficiency == pytest.approx(0.807 / 0.818)
 
 
 def test_more_workers_are_faster_and_less_efficient() -> None:

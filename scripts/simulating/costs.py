@@ -34,8 +34,8 @@ class Shape:
         Seconds by rows, of one process that is alone.
     spread : float
         Standard deviation of the logarithm of the seconds of equal parts.
-    beside : float
-        Times as long that a part takes while another one runs on the same machine.
+    beside, crowded : float
+        Times as long that a part takes where each processor of the machine has one, and where it has two.
     join : float
         Seconds to join two states.
     between : float
@@ -49,6 +49,7 @@ class Shape:
     part: Line
     spread: float
     beside: float
+    crowded: float
     join: float
     between: float
     size: int

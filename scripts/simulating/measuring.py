@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,7 +24,8 @@ from streamgd.cluster.options import ClusterOptions
 from streamgd.cluster.tasks import given
 from streamgd.config import Config
 from streamgd.data.source import ParquetSource
-from streamgd.executors import Executor, Serial, Watch
+from streamgd.executors import Executor as Rounds
+from streamgd.executors import Serial, Watch
 from streamgd.job import prepare
 from streamgd.rounds import Dealt, rounds_of
 from streamgd.state import State
@@ -36,8 +37,8 @@ from .costs import Costs, Line, Shape
 LEAVES, SIZES = (1, 2, 4, 8, 16, 32, 64), (1 << 20, 8 << 20, 32 << 20, 64 << 20)
 #: Times that the latter two are looked at, and each number of leaves.
 TRIPS, TIMES = 5, 7
-#: Processes on the two processors that are beside each other.
-TWO = 2
+#: Processes beside each other on the two processors, and as many again.
+TWO, FOUR = 2, 4
 
 
 class Nothing:
@@ -104,7 +105,7 @@ def prepared(directory: Path, name: str) -> tuple[Any, Any]:
     return prepare(ParquetSource(directory), "y", config.check())
 
 
-def epoch(place: Path, name: str, executor: Executor) -> float:
+def epoch(place: Path, name: str, executor: Rounds) -> float:
     """Seconds of an epoch, from its first round to its last."""
     job, feed = prepared(place, name)
     return train(job, feed, State.start(job), executor=executor).seconds
@@ -130,70 +131,53 @@ def rounds(place: Path, name: str) -> list[float]:
     return [float(job.labels.rows / PARTITIONS * share) for share in np.diff(bounds) / bounds[-1]]
 
 
-class Bench:
-    """Processes that are kept for all measurements: two that are alone or beside each other, and clusters.
+def real(places: dict[str, Path], workers: int) -> dict[str, float]:
+    """Seconds of an epoch of each shape on a cluster that is there for nothing else.
 
-    The speed of a machine that others use changes from minute to minute, so what is compared is measured in turns.
-
-    Parameters
-    ----------
-    places : dict of str to Path
-        Shards of each shape.
-    workers : iterable of int
-        Sizes of clusters; they are idle but for their turn.
+    Workers that are idle slow others down: with seven of them two took 9 s for what takes them 6.5 s alone.
     """
+    with connected(ClusterOptions(f"local:{workers}")) as client:
+        executor, found = Dask(client), {}
+        for name, place in places.items():
+            epoch(place, name, executor)  # loads kernels
+            found[name] = epoch(place, name, executor)
+    return found
 
-    def __init__(self, places: dict[str, Path], workers: Iterable[int]) -> None:
-        self._places = places
-        with ExitStack() as started:
-            self._pool = started.enter_context(ProcessPoolExecutor(TWO, mp_context=get_context("spawn")))
-            sizes = sorted({*workers, TWO})
-            self._clients = {n: started.enter_context(connected(ClusterOptions(f"local:{n}"))) for n in sizes}
-            self._executors = {n: Dask(client) for n, client in self._clients.items()}
-            self._started = started.pop_all()
-        for name in places:  # the first epoch of a process loads kernels
-            self._beside(name)
-            for n in sizes:
-                self.real(name, n)
 
-    def __enter__(self) -> Bench:
-        return self
+def measure(places: dict[str, Path]) -> Costs:
+    """All costs as they are now; ``places`` are directories of shards for each shape."""
+    with connected(ClusterOptions(f"local:{TWO}")) as client:
+        whole, task, level = _rounds(Dask(client))
+        send, move, fetch = _ways(client)
+    with ProcessPoolExecutor(FOUR, mp_context=get_context("spawn")) as pool:
+        shapes = {name: _shape(pool, place, name) for name, place in places.items()}
+    return Costs(machine(), shapes, whole, task, level, send, move, fetch)
 
-    def __exit__(self, *_: object) -> None:
-        self._started.close()
 
-    def real(self, name: str, workers: int) -> float:
-        """Seconds of an epoch on real workers."""
-        return epoch(self._places[name], name, self._executors[workers])
+def _shape(pool: Executor, place: Path, name: str) -> Shape:
+    """What a process that is alone tells, and how much slower several are beside each other."""
 
-    def costs(self) -> Costs:
-        """All costs, as they are now."""
-        whole, task, level = _rounds(self._executors[TWO])
-        send, move, fetch = _ways(self._clients[TWO])
-        return Costs(
-            machine(), {name: self._shape(name) for name in self._places}, whole, task, level, send, move, fetch
-        )
+    def told(n: int) -> list[Told]:
+        return [one.result() for one in [pool.submit(clocked, place, name) for _ in range(n)]]
 
-    def _beside(self, name: str) -> list[Told]:
-        both = [self._pool.submit(clocked, self._places[name], name) for _ in range(TWO)]
-        return [one.result() for one in both]
+    def learning(several: list[Told]) -> float:
+        return sum(seconds for one in several for _, seconds in one.parts) / len(several)
 
-    def _shape(self, name: str) -> Shape:
-        alone = self._pool.submit(clocked, self._places[name], name).result()
-        slower = [seconds for told in self._beside(name) for _, seconds in told.parts]
-        line = _line(alone.parts)
-        spread = float(np.std([np.log(seconds / line(count)) for count, seconds in alone.parts]))
-        beside = sum(slower) / TWO / sum(seconds for _, seconds in alone.parts)
-        return Shape(
-            line,
-            spread,
-            max(1.0, beside),
-            median(alone.joins),
-            alone.between,
-            alone.size,
-            alone.index,
-            alone.slots,
-        )
+    crowded = [told(FOUR), told(FOUR)][-1]  # the first ones load kernels
+    beside, alone = told(TWO), told(1)
+    (one,) = alone
+    line, least = _line(one.parts), learning(alone)
+    return Shape(
+        part=line,
+        spread=float(np.std([np.log(seconds / line(count)) for count, seconds in one.parts])),
+        beside=max(1.0, learning(beside) / least),
+        crowded=max(1.0, learning(crowded) / least),
+        join=median(one.joins),
+        between=one.between,
+        size=one.size,
+        index=one.index,
+        slots=one.slots,
+    )
 
 
 def _line(points: list[tuple[float, float]]) -> Line:

@@ -195,12 +195,12 @@ class Simulation:
     def _seconds(self, place: Place) -> float:
         shape, machines = self._shape, self._machines
         working = min(machines.workers, len(self._leaves))
-        seconds = 0.0
+        seconds = (place[1] - place[0] - 1) * shape.join  # the worker joins what it made itself
         for _ in range(*place):
             varies = self._chance.lognormvariate(-(shape.spread**2) / 2, shape.spread)
             seconds += shape.part(self._rows) * varies
         if machines.cores is not None and working > 1:
-            seconds *= shape.beside * max(1.0, working / machines.cores)
+            seconds *= shape.beside if working <= machines.cores else shape.crowded * working / (2 * machines.cores)
         if machines.stragglers and self._chance.random() < machines.stragglers:
             seconds *= machines.straggling
         return seconds
