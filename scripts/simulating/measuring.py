@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -24,14 +24,13 @@ from streamgd.cluster.options import ClusterOptions
 from streamgd.cluster.tasks import given
 from streamgd.config import Config
 from streamgd.data.source import ParquetSource
-from streamgd.executors import Executor as Rounds
-from streamgd.executors import Serial, Watch
+from streamgd.executors import Executor, Serial, Watch
 from streamgd.job import prepare
 from streamgd.rounds import Dealt, rounds_of
 from streamgd.state import State
 from streamgd.trainer import train
 
-from .costs import Costs, Line, Shape
+from .costs import PIECE, Costs, Line, Shape
 
 #: Leaves of rounds that do nothing, and bytes of states that travel.
 LEAVES, SIZES = (1, 2, 4, 8, 16, 32, 64), (1 << 20, 8 << 20, 32 << 20, 64 << 20)
@@ -39,6 +38,8 @@ LEAVES, SIZES = (1, 2, 4, 8, 16, 32, 64), (1 << 20, 8 << 20, 32 << 20, 64 << 20)
 TRIPS, TIMES = 5, 7
 #: Processes beside each other on the two processors, and as many again.
 TWO, FOUR = 2, 4
+#: Real epochs whose mean counts.
+TIMED = 2
 
 
 class Nothing:
@@ -105,7 +106,7 @@ def prepared(directory: Path, name: str) -> tuple[Any, Any]:
     return prepare(ParquetSource(directory), "y", config.check())
 
 
-def epoch(place: Path, name: str, executor: Rounds) -> float:
+def epoch(place: Path, name: str, executor: Executor) -> float:
     """Seconds of an epoch, from its first round to its last."""
     job, feed = prepared(place, name)
     return train(job, feed, State.start(job), executor=executor).seconds
@@ -140,7 +141,7 @@ def real(places: dict[str, Path], workers: int) -> dict[str, float]:
         executor, found = Dask(client), {}
         for name, place in places.items():
             epoch(place, name, executor)  # loads kernels
-            found[name] = epoch(place, name, executor)
+            found[name] = sum(epoch(place, name, executor) for _ in range(TIMED)) / TIMED
     return found
 
 
@@ -149,30 +150,33 @@ def measure(places: dict[str, Path]) -> Costs:
     with connected(ClusterOptions(f"local:{TWO}")) as client:
         whole, task, level = _rounds(Dask(client))
         send, move, fetch = _ways(client)
-    with ProcessPoolExecutor(FOUR, mp_context=get_context("spawn")) as pool:
-        shapes = {name: _shape(pool, place, name) for name, place in places.items()}
+    shapes = {name: _shape(place, name) for name, place in places.items()}
     return Costs(machine(), shapes, whole, task, level, send, move, fetch)
 
 
-def _shape(pool: Executor, place: Path, name: str) -> Shape:
+def _told(place: Path, name: str, processes: int) -> list[Told]:
+    """What epochs tell in some processes that are as old as workers are in `real`: memory gets faster with its use."""
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        turns = [[pool.submit(clocked, place, name) for _ in range(processes)] for _ in range(1 + TIMED)]
+        return [one.result() for turn in turns[1:] for one in turn]
+
+
+def _learning(several: list[Told]) -> float:
+    return sum(seconds for told in several for _, seconds in told.parts) / len(several)
+
+
+def _shape(place: Path, name: str) -> Shape:
     """What a process that is alone tells, and how much slower several are beside each other."""
-
-    def told(n: int) -> list[Told]:
-        return [one.result() for one in [pool.submit(clocked, place, name) for _ in range(n)]]
-
-    def learning(several: list[Told]) -> float:
-        return sum(seconds for one in several for _, seconds in one.parts) / len(several)
-
-    crowded = [told(FOUR), told(FOUR)][-1]  # the first ones load kernels
-    beside, alone = told(TWO), told(1)
-    (one,) = alone
-    line, least = _line(one.parts), learning(alone)
+    alone, beside, crowded = (_told(place, name, processes) for processes in (1, TWO, FOUR))
+    parts, joins, one = [part for told in alone for part in told.parts], [told.joins for told in alone], alone[-1]
+    line, least = _line(parts), _learning(alone)
+    spread = float(np.std([np.log(seconds / line(count)) for count, seconds in parts]))
     return Shape(
         part=line,
-        spread=float(np.std([np.log(seconds / line(count)) for count, seconds in one.parts])),
-        beside=max(1.0, learning(beside) / least),
-        crowded=max(1.0, learning(crowded) / least),
-        join=median(one.joins),
+        spread=spread * max(1.0, median(seconds for _, seconds in parts) / PIECE) ** 0.5,
+        beside=max(1.0, _learning(beside) / least),
+        crowded=max(1.0, _learning(crowded) / least),
+        join=float(np.mean(joins)),
         between=one.between,
         size=one.size,
         index=one.index,

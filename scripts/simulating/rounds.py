@@ -20,7 +20,7 @@ from streamgd.cluster.executor import SMALL
 from streamgd.cluster.tree import LOOKING, STRAGGLING, STRAGGLING_SECONDS, Place, group_size, groups, tops
 from streamgd.executors import middle
 
-from .costs import Costs, Shape
+from .costs import PIECE, Costs, Shape
 
 #: Where the time of a round goes.
 KINDS = ("parts", "slowest", "starting", "joining", "driver")
@@ -124,6 +124,7 @@ class Simulation:
         group = group_size(n, machines.workers)
         self._leaves, self._tops = groups(n, group), tops(n, group, self._small)
         self._group, self._rows = group, rows
+        self._crowd = self._crowded(min(machines.workers, len(self._leaves)))
         self._nodes: dict[Place, _Node] = {}
         self._waiting = list(reversed(self._leaves))
         self._busy: dict[int, Place] = {}
@@ -157,6 +158,17 @@ class Simulation:
         shares["joining"] += joined - self._leaf_ends
         shares["driver"] += self._now - joined
 
+    def _crowded(self, working: int) -> float:
+        """Times as long that all takes where so many share the processors."""
+        cores = self._machines.cores
+        if cores is None or working == 1:
+            return 1.0
+        return self._shape.beside if working <= cores else self._shape.crowded * working / (2 * cores)
+
+    def _move(self) -> float:
+        """Seconds for a state from one worker to another."""
+        return self._costs.move(self._shape.size) * self._crowd
+
     def _plan(self, at: float, kind: str, worker: int, place: Place = (-1, -1)) -> None:
         if at < math.inf:
             self._planned += 1
@@ -184,7 +196,7 @@ class Simulation:
         if not self._small and worker not in self._has:
             # Those that have it pass it on, so in each of these times as many get it as had it.
             times = 1 + math.floor(math.log2(len(self._has) + 1))
-            self._has[worker] = at = max(at, self._sent + times * self._costs.move(self._shape.size))
+            self._has[worker] = at = max(at, self._sent + times * self._move())
         self._busy[worker] = place
         self._nodes.setdefault(place, _Node()).at_it[worker] = at
         self.found.tasks += 1
@@ -194,13 +206,12 @@ class Simulation:
 
     def _seconds(self, place: Place) -> float:
         shape, machines = self._shape, self._machines
-        working = min(machines.workers, len(self._leaves))
         seconds = (place[1] - place[0] - 1) * shape.join  # the worker joins what it made itself
+        usual = shape.part(self._rows)
+        spread = shape.spread * math.sqrt(min(1.0, PIECE / max(usual, 1e-9)))
         for _ in range(*place):
-            varies = self._chance.lognormvariate(-(shape.spread**2) / 2, shape.spread)
-            seconds += shape.part(self._rows) * varies
-        if machines.cores is not None and working > 1:
-            seconds *= shape.beside if working <= machines.cores else shape.crowded * working / (2 * machines.cores)
+            seconds += usual * self._chance.lognormvariate(-(spread**2) / 2, spread)
+        seconds *= self._crowd
         if machines.stragglers and self._chance.random() < machines.stragglers:
             seconds *= machines.straggling
         return seconds
@@ -229,7 +240,7 @@ class Simulation:
         both = [self._nodes.get(one) for one in ((above[0], half), (half, above[1]))]
         if all(one is not None and one.done for one in both):
             self.found.tasks += 1
-            moved = self._costs.move(self._shape.size) if len({one.holder for one in both if one}) > 1 else 0.0
+            moved = self._move() if len({one.holder for one in both if one}) > 1 else 0.0
             at = self._scheduled(now) + self._costs.level + moved + self._shape.join
             self._nodes[above] = _Node(at_it={worker: now})
             self._plan(at, "join", worker, above)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from streamgd.trainer import train
 
 from .jobs import write_shards
 from .outcome import Outcome
-from .processes import Processes
+from .processes import Processes, is_running, workers_below
 
 WORKERS, PARTITIONS, ROWS = 3, 8, 160_000
+#: Seconds in which a worker ends when its nanny is gone.
+ORPHANED = 20.0
 #: Longest that a job may take; one that stops is noticed after ten seconds, twice.
 DEADLINE = 90.0
 CONFIG = Config(partitions=PARTITIONS, epochs=4, polish=3, cache=None).check()
@@ -53,7 +55,8 @@ class Disturbance:
 
     cluster: Processes
     chance: random.Random
-    stopped: list[int]
+    stopped: list[int] = field(default_factory=list)
+    orphans: list[int] = field(default_factory=list)
 
     def worker(self) -> int | None:
         """Some worker."""
@@ -72,6 +75,16 @@ class Disturbance:
         for _ in range(3):
             self.kill()
             time.sleep(self.chance.random() * 0.3)
+
+    def nanny(self) -> None:
+        """SIGKILL to a nanny; its worker should not outlive it, and another nanny comes."""
+        running = [process.pid for process in self.cluster.workers if process.poll() is None]
+        if running:
+            nanny = self.chance.choice(running)
+            self.orphans += workers_below(nanny)
+            with suppress(ProcessLookupError):
+                os.kill(nanny, signal.SIGKILL)
+        self.cluster.add()
 
     def stop(self) -> None:
         """SIGSTOP to a worker: it holds its connections, and what it has."""
@@ -96,6 +109,13 @@ class Disturbance:
         time.sleep(self.chance.random() * 2)
         self.cluster.start_scheduler()
         self.cluster.add(WORKERS)
+
+    def outlived(self) -> list[int]:
+        """Workers that are still there though their nannies are not."""
+        end = time.monotonic() + ORPHANED
+        while (there := [pid for pid in self.orphans if is_running(pid)]) and time.monotonic() < end:
+            time.sleep(0.1)
+        return there
 
     def end(self) -> None:
         """Let nothing stay stopped, and bring the workers back to their number."""
@@ -139,7 +159,7 @@ def run(scratch: Path, cases: dict[str, int], seed: int = 0, *, nanny: bool = Fa
         kinds = [kind for kind, n in cases.items() for _ in range(n)]
         chance.shuffle(kinds)
         for number, kind in enumerate(kinds):
-            doing = Disturbance(cluster, chance, [])
+            doing = Disturbance(cluster, chance)
             checkpoints = scratch / f"checkpoints-{number}"
             began = time.monotonic()
             with Client(cluster.address, timeout=60) as client:
@@ -156,6 +176,8 @@ def run(scratch: Path, cases: dict[str, int], seed: int = 0, *, nanny: bool = Fa
                 name = f"{kind}: given up, and resumed here"
                 found = fit(data, CONFIG, checkpoints).model.sha256()
             wrong = None if found == truth else f"ended with {found!r} ({seconds:.1f} s)"
+            if orphans := doing.outlived():
+                wrong = wrong or f"workers {orphans} outlived their nanny"
             outcome.count(name, wrong or (f"took {seconds:.0f} s" if seconds > DEADLINE else None))
             doing.end()
     outcome.notes.append(f"{usual:.1f} s when nobody disturbs it, at most {longest:.1f} s")

@@ -92,7 +92,7 @@ class Processes:
     def pids(self) -> list[int]:
         """Processes of workers; of those with a nanny that of the worker itself."""
         running = [worker.pid for worker in self.workers if worker.poll() is None]
-        return [child for pid in running for child in _workers_below(pid)] if self._nanny else running
+        return [child for pid in running for child in workers_below(pid)] if self._nanny else running
 
     def log(self, name: str) -> str:
         """What processes of a name have printed."""
@@ -127,7 +127,7 @@ class Processes:
             )
 
 
-def _workers_below(nanny: int) -> list[int]:
+def workers_below(nanny: int) -> list[int]:
     """Processes that a nanny started, but for those that only look after others."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -138,3 +138,12 @@ def _workers_below(nanny: int) -> list[int]:
                 if b"spawn_main" in command:
                     found.append(int(pid))
     return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(") ")[2].split()[0] != "Z"
