@@ -140,7 +140,7 @@ def test_resume_of_every_kind_of_job(write: Write, config: Config, cache: str | 
     kept = Recorder()
     whole = run(source, config, kept, rows=400)
     assert len(kept.kept) >= 4
-    for saved in kept.kept[:: max(1, len(kept.kept) // 8)]:
+    for saved in kept.kept[:: max(1, len(kept.kept) // 5)]:
         for n_jobs in (1, 3):
             assert told(go_on(saved, source, replace(config, n_jobs=n_jobs))) == told(whole)
 

@@ -100,7 +100,7 @@ def fit(data: Any, **parameters: Any) -> tuple[Result, Feed]:
     return train(job, feed, State.start(job)), feed
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=16)
 @given(st.data())
 def test_skip_gives_the_model_of_the_data_without_what_is_bad(data: st.DataObject) -> None:
     """What is known to be bad before training is as if it were not there, but for the order in which labels are summed.
