@@ -11,7 +11,8 @@ from typing import Any, Self
 #: Costs that were measured once, for whoever does not measure his own.
 KEPT = Path(__file__).with_name("costs.json")
 
-#: Seconds for which a part is slower or faster; longer ones even it out: parts of 0.09 s differed by 11 %, of 1.4 s by 5.
+#: Seconds for which a part is slower or faster; longer ones even it out. Parts of 0.09 s differed by 11 %, of 1.4 s by
+#: 5 %.
 PIECE = 0.3
 
 
