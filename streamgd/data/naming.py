@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -97,20 +96,24 @@ def _named(
 
 def _distinct(column: Column, batch: pa.RecordBatch) -> pa.Array:
     values = parts_of_time(column, batch.column(column.name))
-    if pa.types.is_string_view(values.type):  # of these, unique forgets which one is null
-        values = values.cast(pa.large_string())
-    return values.dictionary if pa.types.is_dictionary(values.type) and not values.null_count else values.unique()
+    if pa.types.is_dictionary(values.type) and not values.null_count:
+        return _undecoded(values.dictionary)
+    return _undecoded(values).unique()
 
 
-def _plain(value: pa.Scalar) -> Any:
-    """A value of Python; bytes for strings, which may be no UTF-8."""
-    if isinstance(value, pa.StringScalar | pa.LargeStringScalar | pa.StringViewScalar):
-        return value.as_buffer().to_pybytes() if value.is_valid else None
-    return value.as_py()
+def _undecoded(values: pa.Array) -> pa.Array:
+    """Strings as bytes, since they may be no UTF-8; of string views, Arrow's unique forgets which one is null, too."""
+    types = pa.types
+    if types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    kind = values.type
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return values.cast(pa.large_binary())
+    return values
 
 
 def _text(value: pa.Scalar) -> str:
-    found = _plain(value)
+    found = value.as_py()
     if isinstance(found, bytes):
         return found.decode(errors="replace")
     return "(missing)" if found is None else str(found).lower() if isinstance(found, bool) else str(found)
@@ -124,7 +127,7 @@ def _pairs(
     mask: np.uint32,
 ) -> Iterator[tuple[str, int]]:
     parts = [by_label[part] for part in column.parts if by_label[part].group == "index"]
-    values = [parts_of_time(part, batch.column(part.name)) for part in parts]
+    values = [_undecoded(parts_of_time(part, batch.column(part.name))) for part in parts]
     hashes = [hash_values(array, *column_seeds(part.label)) for array, part in zip(values, parts, strict=True)]
     seen: set[int] = set()
     full = pair_hash(column, hashes) & mask
@@ -137,6 +140,7 @@ def _pairs(
 
 
 def _words(column: Column, values: pa.Array, places: NDArray[np.uint32], mask: np.uint32) -> Iterator[tuple[str, int]]:
+    values = _undecoded(values)
     tokens, ends = hash_words(column, values)
     hashes = tokens & mask
     hits = np.flatnonzero(np.isin(hashes, places))
@@ -153,7 +157,7 @@ _WORD = re.compile(f"[{_LETTERS}\\u0800-\\u1fff\\u2080-\\u2fff\\u3040-\\U0010fff
 
 def _grams(value: pa.Scalar) -> list[str]:
     """Words and pairs of words in the order of their hashes."""
-    found = _plain(value)
+    found = value.as_py()
     if found is None:
         return ["(missing)"]
     text = found.decode(errors="surrogateescape")

@@ -69,14 +69,17 @@ def test_a_hash_that_the_sample_lacks_keeps_its_number():
     assert any(name.startswith("#") for name in features) and "c=AA" not in features
 
 
+@pytest.mark.parametrize("encoded", [False, True])
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
-def test_bytes_that_are_no_text_are_named_with_marks(kind):
+def test_bytes_that_are_no_text_are_named_with_marks(kind, encoded):
     """Random bytes among letters and spaces: every weight is named, and every name can be printed."""
     rng = np.random.default_rng(0)
     letters = [b"a", b"B", b" ", "é".encode(), "日".encode(), *(bytes([code]) for code in range(0x80, 0x100, 5))]
     values = [b"".join(rng.choice(np.array(letters, object), 12)) for _ in range(60)] + [None]
     raw = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}[kind]
     strings = pa.Array.from_buffers(kind, len(values), pa.array(values, raw).buffers())
+    if encoded and kind != pa.string_view():
+        strings = strings.dictionary_encode()
     once = pa.table({"c": strings, "t": strings, "d": strings, "y": np.arange(61) % 2})
     table = pa.concat_tables([once] * 4)
     model = trained(table, text="t", interactions=(("c", "d"),))
