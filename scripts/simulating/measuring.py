@@ -19,7 +19,7 @@ from benchmarks.shapes import HASH_BITS
 
 from streamgd.cluster import tree
 from streamgd.cluster.connect import connected
-from streamgd.cluster.executor import Dask
+from streamgd.cluster.executor import Dask, bytes_of
 from streamgd.cluster.options import ClusterOptions
 from streamgd.cluster.tasks import given
 from streamgd.config import Config
@@ -74,6 +74,8 @@ class Clocked(Serial):
 
     def reduce(self, work: Any, shared: Any, start: Any, n: int, watch: Watch) -> Any:
         """See `Serial`."""
+        spec, layout = shared.job.encoder.spec, shared.job.encoder.layout
+        self.told.size, self.told.index, self.told.slots = bytes_of(start), layout.n_index, spec.n_slots
         began = perf_counter()
         found = super().reduce(_ClockedWork(work, self.told), shared, start, n, watch)
         self.seconds, self.rounds = self.seconds + perf_counter() - began, self.rounds + 1
@@ -118,10 +120,6 @@ def clocked(place: Path, name: str) -> Told:
     seconds = epoch(place, name, executor)
     told = executor.told
     told.between = (seconds - executor.seconds) / executor.rounds
-    job, _ = prepared(place, name)
-    arrays = vars(State.start(job).leaving()).values()
-    told.size = sum(value.nbytes for value in arrays if isinstance(value, np.ndarray))
-    told.index, told.slots = job.encoder.layout.n_index, job.encoder.spec.n_slots
     return told
 
 

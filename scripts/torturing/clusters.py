@@ -78,8 +78,7 @@ class Disturbance:
 
     def nanny(self) -> None:
         """SIGKILL to a nanny; its worker should not outlive it, and another nanny comes."""
-        running = [process.pid for process in self.cluster.workers if process.poll() is None]
-        if running:
+        if running := self.cluster.running():
             nanny = self.chance.choice(running)
             self.orphans += workers_below(nanny)
             with suppress(ProcessLookupError):

@@ -91,8 +91,12 @@ class Processes:
 
     def pids(self) -> list[int]:
         """Processes of workers; of those with a nanny that of the worker itself."""
-        running = [worker.pid for worker in self.workers if worker.poll() is None]
+        running = self.running()
         return [child for pid in running for child in workers_below(pid)] if self._nanny else running
+
+    def running(self) -> list[int]:
+        """Processes that were started as workers, or as their nannies, and have not ended."""
+        return [worker.pid for worker in self.workers if worker.poll() is None]
 
     def log(self, name: str) -> str:
         """What processes of a name have printed."""

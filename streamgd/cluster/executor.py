@@ -222,7 +222,7 @@ class Dask:
 
     def send_start(self, start: Any) -> Any:
         """Give where a round starts to the cluster: with each task if it is small, which is faster."""
-        return start if _bytes_of(start) <= SMALL else self.send(start, "start")
+        return start if bytes_of(start) <= SMALL else self.send(start, "start")
 
     def send(self, what: Any, name: str) -> AnyFuture:
         """Give data to the cluster as a task without inputs.
@@ -242,7 +242,7 @@ class Dask:
         """
         if self._shared is None or self._shared[0] is not shared:
             sent: Any
-            if _bytes_of(shared) <= SMALL_JOB:
+            if bytes_of(shared) <= SMALL_JOB:
                 sent = Packed(f"{self._run}-{self.attempt()}", cloudpickle.dumps(shared, protocol=5))
             else:
                 sent = self.send(shared, "job")
@@ -283,7 +283,7 @@ class Dask:
         return bool(set(self._seen.alive) - set(at.values()))
 
 
-def _bytes_of(what: Any) -> int:
+def bytes_of(what: Any) -> int:
     """How long a pickle of something is; arrays are not copied to know it."""
     buffers: list[pickle.PickleBuffer] = []
     head = cloudpickle.dumps(what, protocol=5, buffer_callback=buffers.append)

@@ -239,7 +239,7 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
     if common and encoder.spec.n_features:
         others = moments.weight - most_common(*map(np.array, zip(*common, strict=True)))
         tail = np.sqrt(NORMAL_KURTOSIS * moments.second / np.where(others > 0, others, 1))
-        magnitude = np.where(others > 0, np.minimum(magnitude, np.maximum(scale, tail)), magnitude)
+        magnitude = np.where(others > 0, np.minimum(magnitude, tail), magnitude)
     hashed = zip(encoder.spec.group("index"), counts.varied, strict=False)
     share = sampled / source.manifest.n_rows
     distinct = _expected(counts.categories.times, share) * (1 << zeros)
