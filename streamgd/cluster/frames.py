@@ -117,6 +117,9 @@ class FrameSource:
         batches = self._batches(row_group, schema, batch_rows)
         return RowGroupReader(batches, int(self.manifest.rows[row_group]), self.describe(row_group))
 
+    def raw(self, row_group: int, columns: Sequence[str]) -> None:
+        """Nothing: what is in memory has no pages."""
+
     def describe(self, row_group: int) -> str:
         """Name a partition for a message."""
         return _name(int(self.manifest.shard[row_group]))

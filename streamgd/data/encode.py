@@ -231,8 +231,8 @@ class Encoder:
         return pa.RecordBatch.from_arrays(arrays, names=names)
 
     def _hashes(self, batch: pa.RecordBatch, out: NDArray[np.uint32]) -> list[NDArray[np.uint32]]:
-        strings.write_indices(self._plain, batch, self.layout.width, out, self.dictionaries)
-        strings.write_pairs(*self._pairs, out)
+        strings.write_indices(self.plain, batch, self.layout.width, out, self.dictionaries)
+        strings.write_pairs(*self.pairs, out)
         text = self.layout.text_cell
         return [
             strings.write_text(column, batch.column(column.name), text + TEXT_CELLS * i, out)
@@ -240,12 +240,12 @@ class Encoder:
         ]
 
     @cached_property
-    def _plain(self) -> list[Column]:
+    def plain(self) -> list[Column]:
         """Categories and calendars."""
         return [column for column in self.spec.group("index") if column.kind != "cross"]
 
     @cached_property
-    def _pairs(self) -> tuple[list[Column], list[tuple[int, int]], int]:
+    def pairs(self) -> tuple[list[Column], list[tuple[int, int]], int]:
         """Pairs that are hashed, the cells of their hashed parts (-1: it has but one), and the first of their own."""
         pairs = [column for column in self.spec.group("index") if column.kind == "cross"] + self.spec.group("scaled")
         first = self.layout.width
@@ -253,7 +253,7 @@ class Encoder:
         parts = [
             (left if pair.kind == "cross" else -1, right) for pair, (left, right) in zip(pairs, cells, strict=True)
         ]
-        return pairs, parts, first + len(self._plain)
+        return pairs, parts, first + len(self.plain)
 
     def _runs(self, schema: pa.Schema) -> list[_Numbers | tuple[Column, int]]:
         """Neighbouring columns of numbers, which are encoded together, and single vectors with their cells."""

@@ -99,10 +99,17 @@ class ChunkTable:
         self._table = np.empty((groups * self._n, thrift.CHUNK_FIELDS), np.int64)
         self._fits = thrift.column_chunks(np.frombuffer(footer, np.uint8), self._n, self._table) == len(self._table)
         self._leaves: list[tuple[str, bool]] = []
+        self._fields: dict[str, Any] = {}
         self._wanted: tuple[Collection[str], NDArray[np.int64]] | None = None
         self.to_look_at: NDArray[np.bool_] = np.ones(groups, bool)
         if self._fits:
             self.to_look_at = bounds(self._table).reshape(groups, self._n).sum(axis=1) > LOOK
+
+    def fields(self, reader: Any) -> dict[str, Any]:
+        """Columns of the shard by name, as Arrow has them. The reader knows the shard's schema."""
+        if not self._fields:
+            self._fields = {field.name: field for field in reader.schema_arrow}
+        return self._fields
 
     def of(self, row_group: int, columns: Collection[str], reader: Any, where: str) -> Chunks:
         """Column chunks of some columns of a row group; none that is encrypted. The reader knows the shard's schema."""
@@ -159,7 +166,7 @@ def walk(path: str, chunks: Chunks, where: str, most: int = _ALL) -> Table:
 
 def walk_remote(file: Any, chunks: Chunks, where: str, most: int = REMOTE_PAGES) -> Table:
     """The same by a file of Arrow's."""
-    out, header = np.zeros((len(chunks.table), thrift.PAGE_FIELDS), np.int64), np.empty(4, np.int64)
+    out, header = np.zeros((len(chunks.table), thrift.PAGE_FIELDS), np.int64), np.empty(thrift.HEADER_FIELDS, np.int64)
     for k, chunk in enumerate(chunks.table):
         at = int(chunk[START])
         end = at + int(chunk[COMPRESSED])
@@ -168,7 +175,7 @@ def walk_remote(file: Any, chunks: Chunks, where: str, most: int = REMOTE_PAGES)
             if (size := int(thrift.page_header(data, header))) < 0:
                 raise _broken(chunks.columns[k], where)
             thrift.add_page(header, chunk[CODEC], out[k])
-            at += size + int(header[2])
+            at += size + int(header[thrift.IN_FILE])
     return out
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, UnreadableShard
 
 if TYPE_CHECKING:
+    from .direct import RawRowGroup
     from .leftout import LeftOut, OnError
 
 
@@ -155,6 +156,9 @@ class Source(Protocol):
 
     def open(self, row_group: int, columns: Sequence[str], batch_rows: int) -> RowGroupReader:
         """Start reading some columns of a row group, in record batches of at most `batch_rows` rows."""
+
+    def raw(self, row_group: int, columns: Sequence[str]) -> RawRowGroup | None:
+        """Some columns of a row group as they lie in its file, if they may be read without Arrow."""
 
     def describe(self, row_group: int) -> str:
         """Name a row group for a message."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from array import array
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,11 +55,20 @@ class Footer:
 
 
 class OpenShard(NamedTuple):
-    """An open file: a reader of its row groups, where their column chunks lie, and the file itself if it is remote."""
+    """An open file: a reader of its row groups, where their column chunks lie, and the file itself, by where it is."""
 
     reader: Any
     chunks: ChunkTable
+    local: FileIO | None
     remote: RemoteFile | None
+
+    def read_into(self, memory: NDArray[np.uint8], at: int) -> int:
+        """Fill memory with what stands from a place in a local file on; return how many bytes there were."""
+        assert self.local is not None
+        view, done = memory.data, 0
+        while done < len(view) and (n := os.preadv(self.local.fileno(), [view[done:]], at + done)):
+            done += n
+        return done
 
     @property
     def metadata(self) -> Any:
@@ -132,7 +143,17 @@ class ShardFiles:
         """
         file, remote, tail = self._unchanged(shard)
         metadata = _parsed(tail).metadata
-        return OpenShard(_reader(file, metadata, dictionaries), ChunkTable(_footer(tail), metadata), remote)
+        reader, chunks = _reader(file, metadata, dictionaries), ChunkTable(_footer(tail), metadata)
+        return OpenShard(reader, chunks, self._same_file(shard, tail) if self.local else None, remote)
+
+    def _same_file(self, shard: int, tail: bytes) -> FileIO:
+        """A local file once more, to be read into memory of ours; it must end as it does for Arrow."""
+        name = f"shard {self.names[shard]}"
+        with reading(name):
+            file, size = FileIO(self.paths[shard]), int(self._file_bytes[shard])
+            if os.fstat(file.fileno()).st_size != size or os.pread(file.fileno(), len(tail), size - len(tail)) != tail:
+                raise ShardChanged(f"{name} has changed: it was replaced while it was opened. Run again.")
+            return file
 
     def open_again(
         self,

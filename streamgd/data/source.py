@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 
 from ..crash import decoding
 from ..errors import ConfigError, EmptyData, StreamgdError, UnreadableShard
+from ..kernels.thrift import UNCOMPRESSED
+from .direct import RawRowGroup, same_values, value_type
 from .leftout import LeftOut, OnError
 from .paths import hive_column, relative_names, resolve
 from .reading import OPEN_FOOTER_BYTES, OpenFiles, abreast, broken_column, digest, let_go, marked, reading, select
 from .rowgroups import Manifest, RowGroupReader, Source
-from .shards import Footer, ShardFiles
+from .shards import Footer, OpenShard, ShardFiles
 from .table import TableSource
 from .threads import available_cpus
 from .widen import bit_width, cast, merge
@@ -39,6 +41,9 @@ COLUMNS_AT_ONCE = 4
 # More columns are one reader's: each reader and each column that Python holds costs some µs a record batch (of 1,000
 # columns 3.4 µs a row, 4.4 in groups of 4).
 MANY_COLUMNS = 128
+
+#: Row groups of fewer rows are left to Arrow: reading pages here costs 40 µs a column.
+DIRECT_ROWS = 4096
 
 
 class ParquetSource:
@@ -129,6 +134,40 @@ class ParquetSource:
             self._selected = tuple(columns), schema
         batches = self._batches(row_group, schema, batch_rows)
         return RowGroupReader(batches, int(self.manifest.rows[row_group]), self.describe(row_group))
+
+    def raw(self, row_group: int, columns: Sequence[str]) -> RawRowGroup | None:
+        """Some columns of a row group as they lie in its file, if they may be read without Arrow.
+
+        They may if the file is local, the row group neither large nor of very few rows, and the types of its columns
+        are those of the manifest.
+        """
+        manifest, where = self.manifest, self.describe(row_group)
+        shard, index = int(manifest.shard[row_group]), int(manifest.index[row_group])
+        rows, size = int(manifest.rows[row_group]), int(manifest.bytes[row_group])
+        fit = self._files.local and rows >= DIRECT_ROWS and size <= BIG_ROW_GROUP
+        if not fit or not self._hive.keys().isdisjoint(columns):
+            return None
+        try:
+            opened = self._opened(shard)
+            self._files.check_pages(row_group, manifest, opened, columns, rows, where)
+            chunks = opened.chunks.of(index, frozenset(columns), opened.reader, where)
+        except StreamgdError:  # said when Arrow reads it
+            return None
+        fields = opened.chunks.fields(opened.reader)
+        if sorted(chunks.columns) != sorted(columns) or chunks.table[:, UNCOMPRESSED].sum() > BIG_ROW_GROUP:
+            return None
+        types = {name: value_type(self.schema.field(name).type) for name in columns}
+        if not all(same_values(kind, fields[name].type) for name, kind in types.items()):
+            return None
+        nullable = {name: fields[name].nullable for name in columns}
+        return RawRowGroup(rows, chunks, types, nullable, opened.read_into, where)
+
+    def _opened(self, shard: int) -> OpenShard:
+        """A shard that this thread has opened."""
+        dictionaries = [] if shard in self._plain else list(self._dictionaries)
+        budget = OPEN_FOOTER_BYTES // self._n_jobs
+        opened: OpenShard = self._open_files.get(shard, lambda: self._files.open(shard, dictionaries), budget)
+        return opened
 
     @property
     def local_paths(self) -> list[str]:
@@ -289,9 +328,7 @@ class ParquetSource:
 
         with ExitStack() as stack, reading(where, culprit):
             dictionaries = [] if shard in self._plain else list(self._dictionaries)
-            opened = self._open_files.get(
-                shard, lambda: self._files.open(shard, dictionaries), OPEN_FOOTER_BYTES // self._n_jobs
-            )
+            opened = self._opened(shard)
             self._files.check_pages(row_group, manifest, opened, names, batch_rows, where)
             # What `streamgd.memoryplan` plans for: the row group, or 1 MB a column of one that is too large for that.
             small = size <= BIG_ROW_GROUP

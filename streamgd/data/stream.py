@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, DataError, UnusableColumns
 from ..features import FeatureSpec
+from .blocks import Block, BlockReader
 from .cache import Cache
 from .columns import find_columns
+from .direct import recipe
 from .encode import Encoder
-from .rowgroups import RowGroupReader, Source
+from .rowgroups import Source
 from .shuffle import Plan, Run, default_window_rows
 from .source import as_source
 from .target import Target
@@ -55,7 +57,6 @@ class Position(NamedTuple):
 
 
 START = Position()
-_NO_ROWS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -101,17 +102,7 @@ class _Filled:
     reading: float = 0.0
     encoding: float = 0.0
     texts: list[NDArray[np.uint32]] = field(repr=False, default_factory=list)
-    reader: RowGroupReader | None = field(repr=False, default=None)
-
-
-class _Block(NamedTuple):
-    """An encoded record batch, as a cache takes it: rows of a row group, less those without a target."""
-
-    start: int
-    planned: int
-    encoded: NDArray[np.float32]
-    dropped: NDArray[np.int64]
-    texts: list[NDArray[np.uint32]]
+    reader: BlockReader | None = field(repr=False, default=None)
 
 
 class WindowStream:
@@ -155,7 +146,7 @@ class WindowStream:
         self.n_jobs, self.cache = n_jobs, cache
         self.start, self.stop, self._memory = start, stop, rows
         self.times = times if times is not None else Times()
-        self._row_bytes = source.manifest.row_bytes()
+        self._row_bytes, self._recipe = source.manifest.row_bytes(), recipe(encoder)
 
     def __iter__(self) -> Iterator[Window]:
         if self.n_jobs == 0:
@@ -244,40 +235,30 @@ class WindowStream:
             return _Filled(place, run.rows, lost=run.rows)
 
     def _fetch(
-        self, epoch: int, run: Run, rows: NDArray[np.float32], place: int, reader: RowGroupReader | None
+        self, epoch: int, run: Run, rows: NDArray[np.float32], place: int, reader: BlockReader | None
     ) -> _Filled:
         """Encode the rows of a run into their place, or take them from the cache."""
-        began, encoding, out = thread_time(), 0.0, place
+        began, out = thread_time(), place
         texts: list[NDArray[np.uint32]] = []
         if self.cache is not None and (n := self.cache.get(run, rows[place:], texts)) is not None:
             return _Filled(place, run.rows, n, reading=thread_time() - began, texts=texts)
         if reader is None:
-            reader = self.source.open(run.row_group, self.encoder.columns, self.encoder.batch_rows)
-        blocks: list[_Block] = []
+            reader = BlockReader(self.source, self.encoder, run.row_group, self._recipe)
+        before, blocks = reader.encoding, list[Block]()
         for start, stop in run.spans:
             reader.skip(start - reader.done)
-            for batch in reader.read(stop - start):
-                mark = thread_time()
-                blocks.append(self._encode(run.row_group, reader.done - batch.num_rows, batch, rows[out:]))
-                out += len(blocks[-1].encoded)
-                encoding += thread_time() - mark
+            for block in reader.read(stop - start, rows[out:]):
+                blocks.append(block)
+                out += len(block.encoded)
         if reader.done == reader.rows:
             reader.finish()
         for block in blocks:
             texts += block.texts
             if self.cache is not None:  # only now that no row of the run is known to be bad
                 self.cache.put(epoch, run.row_group, *block)
+        encoding = reader.encoding - before
         waiting = reader if not self.plan.scattered and reader.done < reader.rows else None
         return _Filled(place, run.rows, out - place, 0, thread_time() - began - encoding, encoding, texts, waiting)
-
-    def _encode(self, row_group: int, start: int, batch: Any, rows: NDArray[np.float32]) -> _Block:
-        """Encode a batch into the first of some rows, as many as have a target."""
-        texts: list[NDArray[np.uint32]] = []
-        n = self.encoder.encode(batch, rows, self.source.describe(row_group), texts)
-        dropped = _NO_ROWS
-        if self.cache is not None and n < batch.num_rows:
-            dropped = start + self.encoder.without_target(batch)
-        return _Block(start, batch.num_rows, rows[:n], dropped, texts)
 
     def _gather(
         self, rows: NDArray[np.float32], tasks: Sequence[Task[_Filled]]

@@ -139,6 +139,13 @@ def parts_of_time(column: Column, values: pa.Array) -> pa.Array:
     return _CALENDAR[column.kind](values) if column.kind in _CALENDAR else values
 
 
+def calendar_hashes(column: Column, values: pa.Array) -> Hashes:
+    """Hash of the part that a calendar's feature is of each time; uint32[n]. None of them is null."""
+    parts = parts_of_time(column, values).to_numpy(zero_copy_only=False)
+    hashes: Hashes = _calendar_table(column.label)[parts]
+    return hashes
+
+
 def pair_hash(column: Column, hashes: Sequence[Hashes]) -> Hashes:
     """Hash of a pair of features from the hashes of its hashed parts; uint32[n]."""
     cells = np.zeros((len(hashes[0]), len(hashes) + 1), np.uint32)

@@ -72,6 +72,9 @@ class TableSource:
         batches = self._batches(schema.names, start, start + rows, batch_rows)
         return RowGroupReader(batches, rows, self.describe(row_group))
 
+    def raw(self, row_group: int, columns: Sequence[str]) -> None:
+        """Nothing: what is in memory has no pages."""
+
     def describe(self, row_group: int) -> str:
         """Name a slice for a message."""
         start = int(self.manifest.index[row_group]) * self._size

@@ -136,6 +136,94 @@ def four_bytes_at(typing_context: Any, address: Any) -> Any:
 
 
 @intrinsic
+def eight_bytes_at(typing_context: Any, address: Any) -> Any:
+    """Return eight bytes at any address (int64) as a little-endian uint64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _number_at(builder, _I64, args[0], _I64(0), align=1)
+
+    return types.uint64(types.int64), codegen
+
+
+@intrinsic
+def put_uint32(typing_context: Any, address: Any, k: Any, value: Any) -> Any:
+    """Write number k of the uint32 that begin at an address (int64)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.add(args[0], builder.mul(args[1], _I64(4)))
+        builder.store(args[2], builder.inttoptr(place, _I32.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.uint32), codegen
+
+
+@intrinsic
+def put_eight_bytes(typing_context: Any, address: Any, value: Any) -> Any:
+    """Write a uint64 to any address (int64), little-endian."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], builder.inttoptr(args[0], _I64.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.uint64), codegen
+
+
+@intrinsic
+def ones(typing_context: Any, word: Any) -> Any:
+    """Return how many bits of a uint64 are 1."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.uint64(types.uint64), codegen
+
+
+@intrinsic
+def expand_cells(typing_context: Any, cells: Any, mask: Any, missing: Any, out: Any) -> Any:
+    """Write 16 uint32 to an address: where a bit of the mask is 1 the next of some cells, elsewhere ``missing``.
+
+    ``cells`` and ``out`` are int64, ``mask`` (the lowest bit first) is uint16, ``missing`` is uint32.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        cells, mask, missing, out = args
+        kind, bits = ir.VectorType(_I32, LANES), ir.VectorType(ir.IntType(1), LANES)
+        pointer_type = ir.IntType(8).as_pointer()
+        name = f"llvm.masked.expandload.v{LANES}i32"
+        function = builder.module.globals.get(name) or ir.Function(
+            builder.module, ir.FunctionType(kind, [pointer_type, bits, kind]), name
+        )
+        one = builder.insert_element(ir.Constant(kind, ir.Undefined), missing, _I32(0))
+        lanes = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+        filled = builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), lanes)
+        found = builder.call(function, [builder.inttoptr(cells, pointer_type), builder.bitcast(mask, bits), filled])
+        builder.store(found, builder.inttoptr(out, kind.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.uint16, types.uint32, types.int64), codegen
+
+
+@intrinsic
+def float32_from(typing_context: Any, bits: Any) -> Any:
+    """Return the float32 with the given bits (uint32)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _F32)
+
+    return types.float32(types.uint32), codegen
+
+
+@intrinsic
+def float64_from(typing_context: Any, bits: Any) -> Any:
+    """Return the float64 with the given bits (uint64)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.uint64), codegen
+
+
+@intrinsic
 def keep_eight(typing_context: Any, address: Any, bits: Any) -> Any:
     """Make NaN of those of the eight float64 at an address whose bit (of a uint8, the lowest first) is 0."""
 
@@ -209,6 +297,60 @@ def transpose_tile(typing_context: Any, columns: Any, row: Any, offset: Any, fil
         return builder.zext(builder.not_(builder.bitcast(all_finite, ir.IntType(LANES))), _I64)
 
     return types.int64(*[types.int64] * 6), codegen
+
+
+def _transpose_cells(builder: Any, args: Any, past_caches: bool) -> None:
+    columns, row, out, stride = args
+    addresses = builder.inttoptr(columns, _I64.as_pointer())
+    vectors = []
+    for k in range(LANES):
+        address = builder.add(builder.load(builder.gep(addresses, [_I64(k)])), builder.mul(row, _I64(4)))
+        vectors.append(builder.load(builder.inttoptr(address, _VECTOR.as_pointer()), align=4))
+    for k, vector in enumerate(_transpose(builder, vectors)):
+        place = builder.inttoptr(builder.add(out, builder.mul(stride, _I64(4 * k))), _VECTOR.as_pointer())
+        store = builder.store(vector, place, align=4 * LANES if past_caches else 4)
+        if past_caches:
+            store.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
+
+
+@intrinsic
+def transpose_cells(typing_context: Any, columns: Any, row: Any, out: Any, stride: Any) -> Any:
+    """Write rows ``row .. row+15`` of 16 columns of 32 bits row by row, as they are.
+
+    All arguments are int64: the address of 16 column addresses, the first row, the address that takes the first value,
+    and the number of cells a row.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _transpose_cells(builder, args, False)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+@intrinsic
+def stream_cells(typing_context: Any, columns: Any, row: Any, out: Any, stride: Any) -> Any:
+    """`transpose_cells` into whole cache lines, past the caches: a line need not be fetched to be written.
+
+    It is for rows that are not read soon. `finish_streams` must follow before other threads may read them.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _transpose_cells(builder, args, True)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+@intrinsic
+def finish_streams(typing_context: Any) -> Any:
+    """Wait until what was written is seen by other threads."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 SUMS = 8  # partial sums of a dot product, one a lane

@@ -14,9 +14,14 @@ from numba import types
 from .intrinsics import jit, kernel
 
 #: What `column_chunks` tells of each: its row group, the leaf of the schema, codec, values, uncompressed and compressed
-#: bytes, where its pages begin (-1 if that is not said), and whether it is encrypted.
-ROW_GROUP, LEAF, CODEC, VALUES, UNCOMPRESSED, COMPRESSED, START, ENCRYPTED = range(8)
-CHUNK_FIELDS = 8
+#: bytes, where its pages begin (-1 if that is not said), whether it is encrypted, and its physical type.
+ROW_GROUP, LEAF, CODEC, VALUES, UNCOMPRESSED, COMPRESSED, START, ENCRYPTED, PHYSICAL = range(9)
+CHUNK_FIELDS = 9
+#: What a header of a page tells: its type, uncompressed and compressed bytes, values, how these and the levels are
+#: encoded, whether it has a checksum, bytes of the levels of lists and of nulls, and whether the values are compressed
+#: (these three of a page of the second version). -1 where it does not say. And, after it, where its bytes begin.
+TYPE, SIZE, IN_FILE, COUNT, ENCODING, LEVEL_ENCODING, CHECKSUM, LIST_BYTES, NULL_BYTES, IS_COMPRESSED, BODY = range(11)
+HEADER_FIELDS = 11
 #: What `walk_pages` tells: memory that the largest page of data takes, and the largest dictionary (as they lie in the
 #: file and uncompressed), values of all pages, pages, and of the page that inflates most its bytes, and compressed.
 PAGE, DICTIONARY, PAGE_VALUES, PAGES, INFLATED, INFLATED_FROM = range(6)
@@ -29,7 +34,8 @@ DEPTH = 64
 MOST_PAGES = 1 << 22
 
 _STOP, _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT, _UUID = range(14)
-_DICTIONARY_PAGE = 2
+#: Types of pages.
+DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
 _pread = types.ExternalFunction("pread", types.int64(types.int32, types.uintp, types.uint64, types.int64))
 
 
@@ -181,7 +187,9 @@ def _chunk(data, at, out, scratch):
                 at = _skip(data, at, kind, scratch)
                 continue
             value, at = _integer(data, at)
-            if inner == 4:
+            if inner == 1:
+                out[PHYSICAL] = value
+            elif inner == 4:
                 out[CODEC] = value
             elif inner == 5:
                 out[VALUES] = value
@@ -262,8 +270,8 @@ def page_header(data, out):
     ----------
     data : ndarray of uint8
         The header and what follows it.
-    out : ndarray of int64, shape (4,)
-        Takes type, uncompressed and compressed bytes, and number of values.
+    out : ndarray of int64, shape (HEADER_FIELDS,)
+        Takes what it says.
 
     Returns
     -------
@@ -282,35 +290,82 @@ def _page_header(data, out, scratch):
         if at < 0:
             return -1
         if kind == _STOP:
-            return at if min(out[0], out[1], out[2]) >= 0 and max(out[1], out[2], out[3]) < 1 << 31 else -1
+            return at if min(out[TYPE], out[SIZE], out[IN_FILE]) >= 0 and max(out[1], out[2], out[3]) < 1 << 31 else -1
         if kind == _I32 and 1 <= number <= 3:
             out[number - 1], at = _integer(data, at)
         elif kind == _STRUCT and (number == 5 or number == 7 or number == 8):
-            inner = 0
-            while True:
-                inner, kind, at = _field(data, at, inner)
-                if at < 0:
-                    return -1
-                if kind == _STOP:
-                    break
-                if inner == 1 and kind == _I32:
-                    out[3], at = _integer(data, at)
-                else:
-                    at = _skip(data, at, kind, scratch)
+            at = _values_header(data, at, number == 8, out, scratch)
         else:
+            if number == 4:
+                out[CHECKSUM] = 1
             at = _skip(data, at, kind, scratch)
+
+
+@jit
+def _values_header(data, at, second, out, scratch):
+    """Read what the header says of the values; ``second``: in the second version. Return where that ends."""
+    number = 0
+    while True:
+        number, kind, at = _field(data, at, number)
+        if at < 0 or kind == _STOP:
+            return at
+        if kind == _I32:
+            value, at = _integer(data, at)
+            if number == 1:
+                out[COUNT] = value
+            elif number == (4 if second else 2):
+                out[ENCODING] = value
+            elif number == 3 and not second:
+                out[LEVEL_ENCODING] = value
+            elif number == 5 and second:
+                out[NULL_BYTES] = value
+            elif number == 6 and second:
+                out[LIST_BYTES] = value
+        else:
+            if number == 7 and second:
+                out[IS_COMPRESSED] = kind == _TRUE
+            at = _skip(data, at, kind, scratch)
+
+
+@kernel
+def chunk_pages(data, out):
+    """Read the headers of all pages of a column chunk.
+
+    Parameters
+    ----------
+    data : ndarray of uint8
+        The chunk as it lies in the file.
+    out : ndarray of int64, shape (most, HEADER_FIELDS)
+        Takes what they say.
+
+    Returns
+    -------
+    int
+        Number of pages; -1 if a header cannot be read or a page does not end in the chunk, -2 if there are more pages.
+    """
+    at, pages, scratch = 0, 0, np.empty((2, DEPTH), np.int64)
+    while at < len(data):
+        if pages == len(out):
+            return -2
+        size = _page_header(data[at:], out[pages], scratch)
+        if size < 0 or out[pages, IN_FILE] > len(data) - at - size:
+            return -1
+        out[pages, BODY] = at + size
+        at += size + out[pages, IN_FILE]
+        pages += 1
+    return pages
 
 
 @jit
 def _add_page(header, codec, out):
     """Add a page to what is told of all."""
-    size, compressed = header[1], header[2]
+    size, compressed = header[SIZE], header[IN_FILE]
     taken = compressed + (size if codec else 0)
-    if header[0] == _DICTIONARY_PAGE:
+    if header[TYPE] == DICTIONARY_PAGE:
         out[DICTIONARY] = max(out[DICTIONARY], taken)
     else:
         out[PAGE] = max(out[PAGE], taken)
-        out[PAGE_VALUES] += max(0, header[3])
+        out[PAGE_VALUES] += max(0, header[COUNT])
     out[PAGES] += 1
     if size > out[INFLATED]:
         out[INFLATED], out[INFLATED_FROM] = size, compressed
@@ -342,7 +397,11 @@ def walk_pages(descriptor, chunks, most, out):
     int
         Number of chunks up to the first with a header that cannot be read, or all.
     """
-    header, data, scratch = np.empty(4, np.int64), np.empty(HEADER_BYTES, np.uint8), np.empty((2, DEPTH), np.int64)
+    header, data, scratch = (
+        np.empty(HEADER_FIELDS, np.int64),
+        np.empty(HEADER_BYTES, np.uint8),
+        np.empty((2, DEPTH), np.int64),
+    )
     for k in range(len(chunks)):
         out[k] = 0
         at, end = chunks[k, START], chunks[k, START] + chunks[k, COMPRESSED]
@@ -361,5 +420,5 @@ def walk_pages(descriptor, chunks, most, out):
             if out[k, PAGES] == MOST_PAGES:
                 return k
             _add_page(header, chunks[k, CODEC], out[k])
-            at += size + header[2]
+            at += size + header[IN_FILE]
     return len(chunks)

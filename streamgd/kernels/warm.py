@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 from llvmlite import binding
 
+from .decode import COLUMN_FIELDS, PAGE_FIELDS, decode_rows, plain_hashes, plain_numbers
 from .drain import drain
 from .hashing import hash_strings, hash_words, write_indices, write_pairs, write_texts
+from .intrinsics import LANES
 from .layout import encode_columns
 from .moments import add_moments
 from .problem import Problem
 from .shuffle import permutation
 from .tables import average_table
+from .thrift import HEADER_FIELDS, chunk_pages
 
 
 def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
@@ -33,6 +36,19 @@ def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
     cells, nothing = rows.view(np.uint32), np.zeros(0, np.uint32)
     encode_columns(none, none, none, none, np.zeros(0), np.zeros(0, np.float32), 0, 0, rows, none)
     add_moments(rows, 0, -1, np.zeros((6, 1)))
+    chunk_pages(np.zeros(0, np.uint8), np.zeros((1, HEADER_FIELDS), np.int64))
+    columns, pages, tile = np.zeros((0, COLUMN_FIELDS)), np.zeros((0, PAGE_FIELDS)), np.zeros((LANES + 1, LANES))
+    decode_rows(
+        columns.astype(np.int64),
+        pages.astype(np.int64),
+        np.zeros(0),
+        np.zeros(0, np.float32),
+        0,
+        0,
+        tile.astype(np.uint32),
+        np.zeros((0, LANES), np.uint32),
+    )
+    plain_numbers(0, 0, 0, 0.0, np.float32(0), nothing)
     permutation(np.uint64(0), order)
     problem = Problem(None, 0, (0.0,) * 2, 0, (0.0,) * 3, 0, 0, (0.0,) * 4, 0.0, 0.0, 0.0, True, 1)
     table = np.zeros((1, -(-(2 * models + 1) // 4) * 4), np.float32) if hashed else None
@@ -66,6 +82,7 @@ def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
     if hashed:
         strings = none[:0], 0, 0, 0, np.uint32(0), np.uint32(0)
         hash_strings(*strings, nothing)
+        plain_hashes(0, 0, np.uint32(0), nothing)
         hash_words(*strings, np.zeros(2048, np.uint16), np.zeros(1, np.uint8), none, nothing, False)
         write_indices(none, none, none, none, none, nothing, 0, 0, cells)
         write_pairs(none, none, nothing, 0, 0, cells)

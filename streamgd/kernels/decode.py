@@ -1,0 +1,412 @@
+"""From the pages of column chunks to encoded rows, with nothing in between.
+
+A value of a page is a code of its chunk's dictionary, or stands there itself. Either way it becomes a cell of 32 bits:
+dictionaries and plain values are made cells beforehand (`plain_numbers`, `plain_hashes`), so what is left for each row
+is to look a cell up; float32 are cells but for their offset. Rows are written by whole cache lines: 16 columns are
+decoded one after the other, some thousand rows at a time, and transposed from there.
+
+Nothing is believed: no address leaves its page, no code its dictionary, and what is odd ends at once. The format is
+that of Encodings.md in apache/parquet-format.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .hashing import murmur
+from .intrinsics import (
+    LANES,
+    eight_bytes_at,
+    expand_cells,
+    finish_streams,
+    float32_from,
+    float64_from,
+    four_bytes_at,
+    jit,
+    kernel,
+    ones,
+    put_eight_bytes,
+    put_uint32,
+    stream_cells,
+    transpose_cells,
+    uint8_at,
+    uint32_at,
+)
+from .layout import FLOAT32, FLOAT64, INT32
+
+#: A page: address and end of its bytes, values and nulls with them, whether they are codes, whether bits say which are
+#: null (and if so, how many bytes these take, or -1 if the page says so itself), and the address of cells, and how many
+#: they are, if these are known beforehand (0: they follow the bits).
+BEGIN, END, VALUES, CODED, NULLS, LEVELS, CELLS, N_CELLS = range(8)
+PAGE_FIELDS = 8
+#: A column: its next page and that after its last, rows left of the page it is in; the address of its dictionary's
+#: cells and how many they are, what stands for null, the lane that takes it, whether cells are float32 less their
+#: offset, and how many nulls there were.
+NEXT_PAGE, LAST_PAGE, LEFT, TABLE, LENGTH, MISSING, LANE, RAW, NULL_ROWS = range(9)
+#: What its page says: whether nothing is null; the address of the next cell and how many are left, if cells are no
+#: codes; and, of the bits that say what is null and of the codes, a stream of runs each.
+_FLAT, _PLACE, _LEFT_CELLS, _LEVELS = range(9, 13)
+_RUN_FIELDS = 7
+_CODES = _LEVELS + _RUN_FIELDS
+COLUMN_FIELDS = _CODES + _RUN_FIELDS
+#: A stream of runs: where the next begins, the end of all, bits of a value; of the run that is under way, the values
+#: left, the value that it repeats (-1: each value stands there), where they begin and the bits before the next.
+_AT, _END, _WIDTH, _RUN_LEFT, _REPEATED, _RUN, _BIT = range(_RUN_FIELDS)
+#: Rows of a column that are decoded at a time before the next column: its dictionary stays in the cache as long.
+COLUMN_ROWS = 1 << 14
+#: Rows that go from step to step together.
+PIECE = 1024
+
+
+@jit
+def _next_run(columns, k, stream):
+    """Begin the next run of a stream; return False if there is none."""
+    at, end, width = columns[k, stream + _AT], columns[k, stream + _END], columns[k, stream + _WIDTH]
+    header, shift = np.int64(0), np.int64(0)
+    while True:
+        if at >= end or shift > 28:
+            return False
+        byte = np.int64(uint8_at(at, 0))
+        at += 1
+        header |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            break
+    packed, count, size, value = header & 1, header >> 1, (width + 7) >> 3, np.int64(-1)
+    if packed:
+        size, count = count * width, count * 8
+    if size > end - at or count == 0:
+        return False
+    if not packed:
+        value = np.int64(0)
+        for i in range(size):
+            value |= np.int64(uint8_at(at, i)) << (8 * i)
+        if value >> width:
+            return False
+    columns[k, stream + _RUN_LEFT], columns[k, stream + _REPEATED] = count, value
+    columns[k, stream + _RUN], columns[k, stream + _BIT], columns[k, stream + _AT] = at, 0, at + size
+    return True
+
+
+@jit
+def _word(address, end):
+    """Eight bytes at an address, zeros beyond the end."""
+    if end - address >= 8:
+        return eight_bytes_at(address)
+    word = np.uint64(0)
+    for i in range(end - address):
+        word |= np.uint64(uint8_at(address, i)) << np.uint64(8 * i)
+    return word
+
+
+@jit
+def _unpack(run, bit, width, n, end, table, last, out):
+    """Write the cells of n codes of so many bits (at most 32); return the largest code.
+
+    They begin some bits after the address of their run. A code above ``last`` gets the cell of that.
+    """
+    mask, largest = np.uint64((np.int64(1) << width) - 1), np.int64(0)
+    whole = 0  # codes that eight bytes before the end hold
+    if width > 0 and (end - run) * 8 - 64 >= bit:
+        whole = min(n, ((end - run) * 8 - 64 - bit) // width + 1)
+    for i in range(whole):
+        at = bit + i * width
+        code = np.int64((eight_bytes_at(run + (at >> 3)) >> np.uint64(at & 7)) & mask)
+        largest = max(largest, code)
+        put_uint32(out, i, four_bytes_at(table + 4 * min(code, last)))
+    for i in range(whole, n):
+        at = bit + i * width
+        code = np.int64((_word(run + (at >> 3), end) >> np.uint64(at & 7)) & mask)
+        largest = max(largest, code)
+        put_uint32(out, i, four_bytes_at(table + 4 * min(code, last)))
+    return largest
+
+
+@jit
+def _looked_up(columns, k, n, out):
+    """Write the cells of the next n codes of a column to an address; return False if there are not so many."""
+    table, last, largest = columns[k, TABLE], columns[k, LENGTH] - 1, np.int64(-1)
+    if last < 0 or columns[k, _CODES + _AT] == 0:
+        return n == 0
+    while n > 0:
+        if columns[k, _CODES + _RUN_LEFT] == 0 and not _next_run(columns, k, _CODES):
+            return False
+        m, code = min(n, columns[k, _CODES + _RUN_LEFT]), columns[k, _CODES + _REPEATED]
+        if code < 0:
+            run, bit, width = columns[k, _CODES + _RUN], columns[k, _CODES + _BIT], columns[k, _CODES + _WIDTH]
+            largest = max(largest, _unpack(run, bit, width, m, columns[k, _CODES + _END], table, last, out))
+            columns[k, _CODES + _BIT] = bit + m * width
+        else:
+            largest = max(largest, code)
+            cell = four_bytes_at(table + 4 * min(code, last))
+            for i in range(m):
+                put_uint32(out, i, cell)
+        columns[k, _CODES + _RUN_LEFT] -= m
+        n -= m
+        out += 4 * m
+    return largest <= last
+
+
+@jit
+def _begin_runs(columns, k, stream, at, end, width):
+    columns[k, stream + _AT], columns[k, stream + _END] = at, end
+    columns[k, stream + _WIDTH], columns[k, stream + _RUN_LEFT] = width, 0
+
+
+@jit
+def _begin_page(columns, k, pages):
+    """Begin the next page of a column; return False if there is none, or it cannot be one."""
+    page = columns[k, NEXT_PAGE]
+    if page >= columns[k, LAST_PAGE]:
+        return False
+    columns[k, NEXT_PAGE] += 1
+    at, end = pages[page, BEGIN], pages[page, END]
+    columns[k, LEFT], columns[k, _FLAT] = pages[page, VALUES], pages[page, NULLS] == 0
+    if pages[page, NULLS]:
+        size = pages[page, LEVELS]
+        if size < 0:
+            if end - at < 4:
+                return False
+            size = np.int64(four_bytes_at(at))
+            at += 4
+        if size > end - at:
+            return False
+        _begin_runs(columns, k, _LEVELS, at, at + size, 1)
+        at += size
+    if pages[page, CODED]:
+        columns[k, _PLACE] = 0
+        if at >= end:
+            _begin_runs(columns, k, _CODES, 0, 0, 0)  # all are null
+        elif uint8_at(at, 0) > 32:
+            return False
+        else:
+            _begin_runs(columns, k, _CODES, at + 1, end, np.int64(uint8_at(at, 0)))
+    elif pages[page, CELLS] != 0:
+        columns[k, _PLACE], columns[k, _LEFT_CELLS] = pages[page, CELLS], pages[page, N_CELLS]
+    else:
+        columns[k, _PLACE], columns[k, _LEFT_CELLS] = at, (end - at) // 4
+    return True
+
+
+@jit
+def _present(columns, k, n, bits):
+    """How many of the next n rows are not null, -1 if the page does not say; ``bits`` takes their bits.
+
+    If all are present, it may not.
+    """
+    if columns[k, _LEVELS + _REPEATED] == 1 and columns[k, _LEVELS + _RUN_LEFT] >= n:
+        columns[k, _LEVELS + _RUN_LEFT] -= n
+        return np.int64(n)
+    for i in range(0, n + 64, 64):
+        put_eight_bytes(bits + (i >> 3), np.uint64(0))
+    at, found = np.int64(0), np.int64(0)
+    while at < n:
+        if columns[k, _LEVELS + _RUN_LEFT] == 0 and not _next_run(columns, k, _LEVELS):
+            return np.int64(-1)
+        m = min(n - at, columns[k, _LEVELS + _RUN_LEFT], 32)
+        word = np.uint64(0) - np.uint64(columns[k, _LEVELS + _REPEATED])
+        if columns[k, _LEVELS + _REPEATED] < 0:
+            bit = columns[k, _LEVELS + _BIT]
+            word = _word(columns[k, _LEVELS + _RUN] + (bit >> 3), columns[k, _LEVELS + _END]) >> np.uint64(bit & 7)
+            columns[k, _LEVELS + _BIT] = bit + m
+        word &= (np.uint64(1) << np.uint64(m)) - np.uint64(1)
+        place = bits + (at >> 3)
+        put_eight_bytes(place, eight_bytes_at(place) | (word << np.uint64(at & 7)))
+        found += np.int64(ones(word))
+        columns[k, _LEVELS + _RUN_LEFT] -= m
+        at += m
+    return found
+
+
+@jit
+def _cells(columns, k, n, out):
+    """Write the cells of the next n values that are not null; return False if there are not so many."""
+    place = columns[k, _PLACE]
+    if place == 0:
+        return _looked_up(columns, k, n, out)
+    if n > columns[k, _LEFT_CELLS]:
+        return False
+    for i in range(n):
+        put_uint32(out, i, four_bytes_at(place + 4 * i))
+    columns[k, _PLACE] += 4 * n
+    columns[k, _LEFT_CELLS] -= n
+    return True
+
+
+@jit
+def _spread(dense, bits, n, missing, out):
+    """Write n cells: the next of those that are there where a bit is 1, what stands for null where it is 0."""
+    whole = n - n % LANES
+    for i in range(0, whole, LANES):
+        mask = np.uint16(eight_bytes_at(bits + (i >> 3)) & np.uint64(0xFFFF))
+        expand_cells(dense, mask, missing, out + 4 * i)
+        dense += 4 * np.int64(ones(np.uint64(mask)))
+    for i in range(whole, n):
+        present = (uint8_at(bits, i >> 3) >> np.uint8(i & 7)) & np.uint8(1)
+        put_uint32(out, i, uint32_at(dense, 0) if present else missing)
+        dense += 4 * np.int64(present)
+
+
+@jit
+def _rows(columns, k, pages, n, bits, dense, out):
+    """Write the cells of the next n rows of a column to an address; return False if there are not so many."""
+    while n > 0:
+        if columns[k, LEFT] == 0:
+            if not _begin_page(columns, k, pages):
+                return False
+            continue
+        m = min(n, columns[k, LEFT], PIECE)
+        present = np.int64(m) if columns[k, _FLAT] else _present(columns, k, m, bits)
+        if present < 0 or not _cells(columns, k, present, out if present == m else dense):
+            return False
+        if present < m:
+            _spread(dense, bits, m, np.uint32(columns[k, MISSING]), out)
+            columns[k, NULL_ROWS] += m - present
+        columns[k, LEFT] -= m
+        n -= m
+        out += 4 * m
+    return True
+
+
+@jit
+def _centred(values, offset, fill):
+    """Subtract an offset of float32, fill what is NaN; return False if one is infinite, or becomes so.
+
+    An offset that is a float32 is subtracted in float32, which rounds as float64 and then float32 does.
+    """
+    infinite, near = np.uint32(0), np.float32(offset)
+    if np.float64(near) == offset:
+        for i in range(len(values)):
+            values[i] = values[i] - near
+    else:
+        for i in range(len(values)):
+            values[i] = np.float32(np.float64(values[i]) - offset)
+    for i in range(len(values)):
+        size = abs(values[i])
+        infinite |= np.uint32(size == np.inf)
+        values[i] = values[i] if size < np.inf else fill
+    return infinite == 0
+
+
+@kernel
+def decode_rows(columns, pages, offsets, fills, n, line, tile, out):
+    """Write the next n rows of some columns into a cache line of each row.
+
+    Parameters
+    ----------
+    columns : ndarray of int64, shape (at most 16, COLUMN_FIELDS)
+        Where each stands, which moves on.
+    pages : ndarray of int64, shape (n_pages, PAGE_FIELDS)
+        Their pages.
+    offsets : ndarray of float64
+        What is subtracted from float32 of each column ...
+    fills : ndarray of float32
+        ... and what stands for NaN.
+    n : int
+        Rows.
+    line : int
+        First cell of the cache line.
+    tile : ndarray of uint32, shape (17, a multiple of 16)
+        Room for so many rows of each lane, and zeros for lanes without a column.
+    out : ndarray of uint32, shape (>= n, stride)
+        Takes the cells; those of lanes without a column become 0.
+
+    Returns
+    -------
+    bool
+        False if the pages hold fewer rows, or are not as they should be.
+    """
+    stride, most = out.shape[1], tile.shape[1]
+    bits, dense = np.empty(PIECE // 64 + 2, np.uint64), np.zeros(PIECE + 1, np.uint32)
+    sources = np.full(LANES, tile[LANES].ctypes.data)
+    for k in range(len(columns)):
+        sources[columns[k, LANE]] = tile[columns[k, LANE]].ctypes.data
+    whole_line, lanes = line + LANES <= stride, min(LANES, stride - line)
+    aligned = (out.ctypes.data + 4 * line) % (4 * LANES) == 0 and stride % LANES == 0
+    for first in range(0, n, most):
+        size = min(most, n - first)
+        for k in range(len(columns)):
+            lane = columns[k, LANE]
+            if not _rows(columns, k, pages, size, bits.ctypes.data, dense.ctypes.data, sources[lane]):
+                return False
+            if columns[k, RAW] and not _centred(tile[lane, :size].view(np.float32), offsets[k], fills[k]):
+                return False
+        whole = size - size % LANES if whole_line else 0
+        for i in range(0, whole, LANES):
+            at = out.ctypes.data + ((first + i) * stride + line) * 4
+            if aligned:
+                stream_cells(sources.ctypes.data, i, at, stride)
+            else:
+                transpose_cells(sources.ctypes.data, i, at, stride)
+        for i in range(whole, size):
+            for lane in range(lanes):
+                out[first + i, line + lane] = uint32_at(sources[lane], i)
+    finish_streams()
+    return True
+
+
+@kernel
+def plain_numbers(code, at, end, offset, fill, out):
+    """Make cells of numbers that stand one after the other.
+
+    Parameters
+    ----------
+    code : int
+        Their type, as in `streamgd.kernels.layout`.
+    at, end : int
+        Address and end of their bytes.
+    offset : float
+        Subtracted, in float64.
+    fill : float32
+        Stands for NaN.
+    out : ndarray of uint32
+        Takes float32.
+
+    Returns
+    -------
+    int
+        Number of numbers, at most as many as ``out`` takes; -1 if one is infinite as float32.
+    """
+    n = min((end - at) // (4 if code in (FLOAT32, INT32) else 8), len(out))
+    cells = out.view(np.float32)
+    odd = np.uint32(0)
+    if code == FLOAT32:
+        for i in range(n):
+            cells[i] = np.float32(np.float64(float32_from(four_bytes_at(at + 4 * i))) - offset)
+    elif code == INT32:
+        for i in range(n):
+            cells[i] = np.float32(np.float64(np.int32(four_bytes_at(at + 4 * i))) - offset)
+    elif code == FLOAT64:
+        for i in range(n):
+            cells[i] = np.float32(float64_from(eight_bytes_at(at + 8 * i)) - offset)
+    else:
+        for i in range(n):
+            cells[i] = np.float32(np.float64(np.int64(eight_bytes_at(at + 8 * i))) - offset)
+    for i in range(n):
+        size = abs(cells[i])
+        odd |= np.uint32(size == np.inf)
+        cells[i] = cells[i] if size < np.inf else fill
+    return n if odd == 0 else -1
+
+
+@kernel
+def plain_hashes(at, end, seed, out):
+    """Hash strings that stand one after the other, each after its length.
+
+    Returns
+    -------
+    int
+        Number of strings, at most as many as ``out`` takes; -1 if one does not end before the end.
+    """
+    for i in range(len(out)):
+        if at == end:
+            return i
+        if end - at < 4:
+            return -1
+        size = np.int64(four_bytes_at(at))
+        at += 4
+        if size > end - at:
+            return -1
+        out[i] = murmur(at, size, seed)
+        at += size
+    return len(out)

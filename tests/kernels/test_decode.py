@@ -1,0 +1,147 @@
+"""Runs of codes and of bits for what is null, against those that a few lines of Python write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamgd.kernels import decode as kernels
+from streamgd.kernels.intrinsics import LANES
+
+MISSING = 0xFFFF_FFF0
+
+
+def varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 127:
+        found.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*found, value])
+
+
+@st.composite
+def runs(draw: st.DrawFn, width: int, values: list[int], most: int) -> bytes:
+    """Values as runs, cut anywhere: repeated where a stretch is of one value, else packed in groups of eight."""
+    found, place = b"", 0
+    while place < len(values):
+        n = draw(st.integers(1, most))
+        piece = values[place : place + n]
+        if len(set(piece)) == 1 and draw(st.booleans()):
+            found += varint(len(piece) << 1) + piece[0].to_bytes((width + 7) // 8, "little")
+            place += n
+            continue
+        groups = -(-n // 8)
+        piece = values[place : place + 8 * groups]
+        bits = sum(value << (width * i) for i, value in enumerate(piece))
+        found += varint(groups << 1 | 1) + bits.to_bytes(groups * width, "little")
+        place += 8 * groups
+    return found
+
+
+class Column:
+    """A column of pages in memory, as the kernel takes it."""
+
+    def __init__(self, lane: int, table: np.ndarray) -> None:
+        self.row = np.zeros(kernels.COLUMN_FIELDS, np.int64)
+        self.row[[kernels.LANE, kernels.MISSING]] = lane, MISSING
+        self.row[[kernels.TABLE, kernels.LENGTH]] = table.ctypes.data, len(table)
+        self.pages: list[tuple[int, ...]] = []
+        self.alive: list[Any] = [table]
+
+    def add(self, body: bytes, values: int, nulls: int = 0, coded: bool = True) -> None:
+        data = np.frombuffer(body, np.uint8).copy()
+        self.alive.append(data)
+        at = data.ctypes.data
+        self.pages.append((at, at + len(data), values, coded, nulls != 0, nulls, 0, 0))
+
+
+def decode(columns: list[Column], cuts: list[int], stride: int) -> np.ndarray | None:
+    pages: list[tuple[int, ...]] = []
+    for column in columns:
+        column.row[kernels.NEXT_PAGE] = len(pages)
+        pages += column.pages
+        column.row[kernels.LAST_PAGE] = len(pages)
+    state, n = np.array([column.row for column in columns]), len(columns)
+    out, tile = np.full((sum(cuts), stride), 7, np.uint32), np.zeros((LANES + 1, 32), np.uint32)
+    place, table = 0, np.array(pages, np.int64)
+    for cut in cuts:
+        rows = out[place : place + cut]
+        if not kernels.decode_rows(state, table, np.zeros(n), np.zeros(n, np.float32), cut, 0, tile, rows):
+            return None
+        place += cut
+    return out
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_cells_are_those_of_the_codes(data: st.DataObject) -> None:
+    n, width = data.draw(st.integers(1, 120)), data.draw(st.integers(0, 17))
+    table = np.random.default_rng(width).integers(0, 1 << 32, 1 << width, dtype=np.uint32)
+    lanes = data.draw(st.lists(st.integers(0, 15), min_size=1, max_size=3, unique=True))
+    columns, expected = [], {}
+    for lane in lanes:
+        column, cells = Column(lane, table), list[int]()
+        while len(cells) < n:
+            rows = data.draw(st.integers(1, n - len(cells)))
+            code = st.integers(0, (1 << width) - 1)
+            codes = data.draw(
+                st.lists(code, min_size=rows, max_size=rows) | code.map(lambda one, rows=rows: [one] * rows)
+            )
+            present = data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows) | st.just([True] * rows))
+            levels = data.draw(runs(1, [int(bit) for bit in present], 40))
+            body = data.draw(runs(width, [code for code, bit in zip(codes, present, strict=True) if bit], 40))
+            first = data.draw(st.booleans())  # of the version whose pages say how long the bits are
+            prefix = len(levels).to_bytes(4, "little") if first else b""
+            column.add(prefix + levels + bytes([width]) + body, rows, -1 if first else len(levels))
+            cells += [int(table[code]) if bit else MISSING for code, bit in zip(codes, present, strict=True)]
+        columns.append(column)
+        expected[lane] = cells
+    cuts, stride = list[int](), data.draw(st.sampled_from([16, 32]))
+    while sum(cuts) < n:
+        cuts.append(data.draw(st.integers(1, n - sum(cuts))))
+    out = decode(columns, cuts, stride)
+    assert out is not None
+    for lane in range(LANES):
+        assert out[:, lane].tolist() == expected.get(lane, [0] * n)
+    assert (out[:, LANES:] == 7).all()
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.binary(max_size=60), st.integers(0, 3), st.booleans(), st.integers(-1, 12))
+def test_noise_is_refused_or_decoded(noise: bytes, width: int, coded: bool, nulls: int) -> None:
+    """Whatever a page holds, the table is not left: a code beyond it is refused."""
+    table = np.arange(100, 105, dtype=np.uint32)
+    column = Column(0, table)
+    column.add(noise, 20, nulls, coded)
+    out = decode([column], [9, 11], 16)
+    assert out is None or not coded or set(out[:, 0].tolist()) <= {*table.tolist(), MISSING}
+
+
+def test_a_run_that_repeats_more_than_its_bits_hold_is_refused() -> None:
+    for value, good in ((3, True), (4, False)):
+        column = Column(0, np.arange(8, dtype=np.uint32))
+        column.add(bytes([2, 20 << 1, value]), 20)
+        assert (decode([column], [20], 16) is not None) == good
+
+
+def test_float32_are_less_their_offset_as_in_the_other_kernel() -> None:
+    values = np.random.default_rng(0).normal(size=50).astype(np.float32) * 1e5
+    values[7] = np.nan
+    for offset in (0.5, 0.1):
+        column = Column(2, np.zeros(0, np.uint32))
+        column.add(b"x" + values.tobytes(), 50, 1, False)  # at an odd address, after bits that say nothing is null
+        column.pages[0] = (column.pages[0][0] + 1, *column.pages[0][1:4], False, 0, 0, 0)
+        column.row[[kernels.RAW, kernels.LAST_PAGE]] = 1, 1
+        tile, out = np.zeros((LANES + 1, 32), np.uint32), np.zeros((50, 16), np.uint32)
+        pages, fill = np.array(column.pages, np.int64), np.array([9.0], np.float32)
+        assert kernels.decode_rows(column.row[np.newaxis], pages, np.array([offset]), fill, 50, 0, tile, out)
+        expected = (values.astype(np.float64) - offset).astype(np.float32)
+        expected[7] = 9
+        assert (out.view(np.float32)[:, 2] == expected).all()
+        numbers = np.empty(50, np.uint32)
+        at = values.ctypes.data
+        assert kernels.plain_numbers(0, at, at + values.nbytes, offset, np.float32(9), numbers) == 50
+        assert (numbers.view(np.float32) == expected).all()
