@@ -82,8 +82,8 @@ def _one_epoch(data: Data, name: str, parameters: dict[str, Any]) -> tuple[Sampl
     model = fitted(data, epochs=1, **parameters)
     seconds, result = perf_counter() - began, model.result_
     parts = {
-        "processors: reading and decoding (pyarrow)": result.times.reading,
-        "processors: encoding, first touch of the window included": result.times.encoding,
+        "processors: reading and unpacking pages, and decoding where pyarrow does": result.times.reading,
+        "processors: to encoded rows, first touch of the window included": result.times.encoding,
         "processor: learning": result.times.computing,
         "clock: waiting, when nothing is left to decode": result.times.waiting,
         "clock: before the epoch (plan, labels, profile)": seconds - result.seconds,

@@ -7,8 +7,8 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,17 @@ ORPHANED = 20.0
 #: Longest that a job may take; one that stops is noticed after ten seconds, twice.
 DEADLINE = 90.0
 CONFIG = Config(partitions=PARTITIONS, epochs=4, polish=3, cache=None).check()
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Client]:
+    """A client, whose scheduler may be dead when it is closed: then Dask raises one thing or another."""
+    client = Client(address, timeout=60)
+    try:
+        yield client
+    finally:
+        with suppress(OSError, TimeoutError, RuntimeError):
+            client.close(timeout=2)
 
 
 def fit(data: Path, config: Config = CONFIG, checkpoints: Path | None = None, executor: Any = None) -> Any:
@@ -161,7 +172,7 @@ def run(scratch: Path, cases: dict[str, int], seed: int = 0, *, nanny: bool = Fa
             doing = Disturbance(cluster, chance)
             checkpoints = scratch / f"checkpoints-{number}"
             began = time.monotonic()
-            with Client(cluster.address, timeout=60) as client:
+            with connected(cluster.address) as client:
                 client.wait_for_workers(1, timeout=60)
                 executor = Dask(client, patience=20.0)
                 act = getattr(doing, kind)
