@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .direct import NotDirect, PageRows, Recipe
+from .chunks import NotDirect
+from .direct import PageRows, Recipe
 from .encode import Encoder
 from .rowgroups import RowGroupReader, Source
 

@@ -23,11 +23,21 @@ from numpy.typing import NDArray
 from ..errors import StreamgdError
 from ..features import Column
 from ..kernels import decode as kernels
-from ..kernels import thrift
-from ..kernels.intrinsics import LANES
+from ..kernels.tiles import LANES
 from .buffers import CODES, floats
-from .columns import is_string
-from .pages import Chunks
+from .chunks import (
+    BOOLEAN,
+    DICTIONARY,
+    FLOAT,
+    PLAIN,
+    PLAIN_DICTIONARY,
+    STRING,
+    Chunk,
+    NotDirect,
+    Page,
+    RawRowGroup,
+    values_begin,
+)
 from .strings import calendar_hashes, column_seeds, hash_values, write_pairs
 from .target import Target, sample_weights
 
@@ -36,80 +46,19 @@ if TYPE_CHECKING:
 
 Cells = NDArray[np.uint32]
 
-#: Codecs by their number in the footer. The LZ4 of Hadoop (5) has a frame of its own.
-CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
-#: Physical types: bits, integers, floats and strings.
-_BOOLEAN, _INT32, _INT64, _FLOAT, _DOUBLE, _STRING = 0, 1, 2, 4, 5, 6
-_WIDTHS = {_INT32: 4, _INT64: 8, _FLOAT: 4, _DOUBLE: 8}
-#: Encodings of values.
-_PLAIN, _PLAIN_DICTIONARY, _RLE, _DICTIONARY = 0, 2, 3, 8
-_INTEGERS = (pa.int8(), pa.int16(), pa.uint8(), pa.uint16())
-#: What the physical type of each Arrow type must be to be read here.
-_PHYSICAL = {
-    **dict.fromkeys((*_INTEGERS, pa.int32(), pa.uint32(), pa.date32()), _INT32),
-    **dict.fromkeys((pa.int64(), pa.uint64()), _INT64),
-    pa.float32(): _FLOAT,
-    pa.float64(): _DOUBLE,
-    pa.bool_(): _BOOLEAN,
-}
 _NAN = int(np.float32(np.nan).view(np.uint32))
 #: Rows that are decoded only to get past them, at a time.
 _SKIPPED_ROWS = 4096
 
 
-#: Larger column chunks are read into memory of their own.
-_KEPT_BYTES = 4 << 20
-
-
-class NotDirect(Exception):
-    """A row group is for Arrow to read."""
-
-
-class _Memory(threading.local):
-    """Memory that each thread uses again and again."""
+class _Tile(threading.local):
+    """Memory that each thread decodes columns into."""
 
     def __init__(self) -> None:
-        self.tile = np.zeros((LANES + 1, kernels.COLUMN_ROWS), np.uint32)
-        self._buffer = np.empty(0, np.uint8)
-
-    def buffer(self, size: int) -> NDArray[np.uint8]:
-        """Memory for so many bytes until the thread asks again."""
-        if size > _KEPT_BYTES:
-            return np.empty(size, np.uint8)
-        if size > len(self._buffer):
-            self._buffer = np.empty(max(size, 2 * len(self._buffer)), np.uint8)
-        return self._buffer[:size]
+        self.cells = np.zeros((LANES + 1, kernels.COLUMN_ROWS), np.uint32)
 
 
-_memory = _Memory()
-
-
-@dataclass(frozen=True)
-class RawRowGroup:
-    """A row group as it lies in a file.
-
-    Attributes
-    ----------
-    rows : int
-        Rows, as the footer says.
-    chunks : Chunks
-        Column chunks of some columns, one each.
-    types : mapping of str to pyarrow.DataType
-        What values of each column are.
-    nullable : mapping of str to bool
-        Whether a column has bits that say what is null.
-    read : callable
-        Fills memory with what stands from a place in the file on; returns how many bytes there were.
-    where : str
-        Names the row group.
-    """
-
-    rows: int
-    chunks: Chunks
-    types: dict[str, Any]
-    nullable: dict[str, bool]
-    read: Callable[[NDArray[np.uint8], int], int]
-    where: str
+_tile = _Tile()
 
 
 @dataclass(frozen=True)
@@ -129,16 +78,6 @@ class _Cell:
     seed: int | None = None
     left_out: bool = False
     needed: bool = False
-
-
-def value_type(kind: Any) -> Any:
-    """Arrow type of values, whether they come as a dictionary or not."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def same_values(one: Any, other: Any) -> bool:
-    """Whether values of two Arrow types are the same in a file; strings are, in whatever form."""
-    return value_type(one) == value_type(other) or (is_string(one) and is_string(other))
 
 
 def _number(values: Any, offset: float, fill: float) -> NDArray[np.float32]:
@@ -206,160 +145,21 @@ def recipe(encoder: Encoder) -> Recipe | None:
     return Recipe(tuple((line, tuple(lines[line])) for line in sorted(lines)))
 
 
-class _Page(NamedTuple):
-    """A page whose bytes are unpacked: its address, end and values, their encoding, and bytes of the bits of nulls.
-
-    These are 0 if it has none, and -1 if the page says so itself.
-    """
-
-    at: int
-    end: int
-    values: int
-    encoding: int
-    levels: int
-
-
-class _Chunk:
-    """The pages of a column chunk, unpacked: a dictionary or none, and pages of values; alive as long as this."""
-
-    def __init__(self, raw: RawRowGroup, name: str) -> None:
-        chunk = raw.chunks.table[raw.chunks.columns.index(name)]
-        codec, size = int(chunk[thrift.CODEC]), int(chunk[thrift.COMPRESSED])
-        if (codec and codec not in CODECS) or size < 0:
-            raise NotDirect("codec")
-        memory = _memory.buffer(size) if codec else np.empty(size, np.uint8)
-        if raw.read(memory, int(chunk[thrift.START])) != size:
-            raise NotDirect("sizes")
-        self._raw: Any = pa.py_buffer(memory)
-        self._nullable = raw.nullable[name]
-        self._alive: list[Any] = []
-        self._codec = pa.Codec(CODECS[codec]) if codec else None
-        self.kind, self.physical = raw.types[name], int(chunk[thrift.PHYSICAL])
-        self.dictionary: _Page | None = None
-        self.pages: list[_Page] = []
-        headers = _headers(memory)
-        if headers[:, thrift.SIZE].sum() > chunk[thrift.UNCOMPRESSED] or (headers[:, thrift.CHECKSUM] >= 0).any():
-            raise NotDirect("sizes or checksums")
-        for header in headers.tolist():
-            self._add(header)
-        if codec:
-            self._raw = None  # it is the thread's
-        if sum(page.values for page in self.pages) != raw.rows:
-            raise NotDirect("rows")
-
-    def _add(self, header: list[int]) -> None:
-        kind, size, in_file, values, encoding, levels, _, lists, nulls, compressed, body = header
-        if values < 0:
-            raise NotDirect("values")
-        if kind == thrift.DICTIONARY_PAGE and self.dictionary is None and not self.pages:
-            if encoding not in (_PLAIN, _PLAIN_DICTIONARY):
-                raise NotDirect("dictionary")
-            self.dictionary = _Page(*self._unpacked(body, in_file, size), values, _PLAIN, 0)
-        elif kind == thrift.DATA_PAGE and (levels == _RLE or not self._nullable):
-            levels = -1 if self._nullable else 0
-            self.pages.append(_Page(*self._unpacked(body, in_file, size), values, encoding, levels))
-        elif kind == thrift.DATA_PAGE_V2 and lists == 0 and 0 <= nulls <= min(in_file, size):
-            if self._codec is None:
-                at = self._raw.address + body
-                place = at, at + in_file
-            elif compressed == 0:
-                place = self._kept(self._raw.slice(body, in_file).to_pybytes())
-            else:
-                at, end = self._unpacked(body + nulls, in_file - nulls, size - nulls)
-                place = self._joined(body, nulls, at, end) if self._nullable else (at, end)
-            self.pages.append(_Page(*place, values, encoding, nulls if self._nullable else 0))
-        else:
-            raise NotDirect("page")
-
-    def _unpacked(self, body: int, in_file: int, size: int) -> tuple[int, int]:
-        """Address and end of what some bytes of the chunk are when they are unpacked."""
-        packed = self._raw.slice(body, in_file)
-        if self._codec is None:
-            return packed.address, packed.address + in_file
-        if self._codec.name == "snappy" and _snappy_size(packed) != size:  # the codec does not tell
-            raise NotDirect("sizes")
-        return self._kept(self._codec.decompress(packed, size) if size else b"")
-
-    def _kept(self, data: Any) -> tuple[int, int]:
-        """Address and end of some bytes that live as long as the chunk."""
-        buffer = pa.py_buffer(data)
-        self._alive.append(buffer)
-        return buffer.address, buffer.address + buffer.size
-
-    def _joined(self, body: int, nulls: int, at: int, end: int) -> tuple[int, int]:
-        """Bits of nulls, which are never packed, before the values that they are of."""
-        data = np.frombuffer(self._raw.slice(body, nulls), np.uint8)
-        values = np.frombuffer(self._alive.pop(), np.uint8)[: end - at]
-        return self._kept(np.concatenate([data, values]))
-
-    def keep(self, memory: Any) -> None:
-        """Let memory live as long as the chunk."""
-        self._alive.append(memory)
-
-    def values(self, at: int, end: int, most: int) -> Any:
-        """Plain values between two addresses, at most so many, as an array of Arrow's."""
-        physical = self.physical
-        if physical == _STRING:
-            return _strings(at, end, most, self.kind)
-        if physical == _BOOLEAN:
-            most = min(most, 8 * (end - at))
-            return pa.Array.from_buffers(pa.bool_(), most, [None, pa.foreign_buffer(at, end - at)])
-        most = min(most, (end - at) // _WIDTHS[physical])
-        data = pa.py_buffer(pa.foreign_buffer(at, most * _WIDTHS[physical]).to_pybytes())  # aligned
-        if self.kind in _INTEGERS:
-            return pa.Array.from_buffers(pa.int32(), most, [None, data]).cast(self.kind)
-        return pa.Array.from_buffers(self.kind, most, [None, data])
-
-    def cells(self, cell: _Cell, page: _Page, at: int) -> Cells:
-        """Cells of the plain values of a page, from an address on."""
-        if cell.seed is not None and self.physical == _STRING:
-            out = np.empty(page.values, np.uint32)
-            n = int(kernels.plain_hashes(at, page.end, np.uint32(cell.seed), out))
-        elif cell.offset is not None and self.kind in CODES and self.physical != _BOOLEAN:
-            out = np.empty(page.values, np.uint32)
-            n = int(kernels.plain_numbers(CODES[self.kind], at, page.end, cell.offset, np.float32(cell.fill), out))
-        else:
-            out = cell.make(self.values(at, page.end, page.values)).view(np.uint32)
-            n = len(out)
-        if n < 0:
-            raise NotDirect("values")
-        self.keep(out)
-        return out[:n]
-
-
-def _snappy_size(packed: Any) -> int:
-    """Bytes that come of some that are packed: what they begin with, seven bits a byte."""
-    size = 0
-    for k, byte in enumerate(packed.slice(0, min(5, packed.size)).to_pybytes()):
-        size |= (byte & 127) << 7 * k
-        if byte < 128:
-            break
-    return size
-
-
-def _headers(data: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Headers of the pages of a chunk; int64[n_pages, HEADER_FIELDS]."""
-    most = 64
-    while True:
-        headers = np.empty((most, thrift.HEADER_FIELDS), np.int64)
-        if (n := int(thrift.chunk_pages(data, headers))) >= 0:
-            return headers[:n]
-        if n == -1 or most > len(data):
-            raise NotDirect("headers")
-        most *= 16
-
-
-def _strings(at: int, end: int, most: int, kind: Any) -> Any:
-    """Strings that stand one after the other, each after its length."""
-    data, place = pa.foreign_buffer(at, end - at).to_pybytes(), 0
-    found: list[bytes] = []
-    while len(found) < most and place < len(data):
-        size = int.from_bytes(data[place : place + 4], "little")
-        if size > len(data) - place - 4:
-            raise NotDirect("strings")
-        found.append(data[place + 4 : place + 4 + size])
-        place += 4 + size
-    return pa.array(found, pa.large_binary()).cast(kind)
+def _cells(chunk: Chunk, cell: _Cell, page: Page, at: int) -> Cells:
+    """Cells of the plain values of a page, from an address on."""
+    if cell.seed is not None and chunk.physical == STRING:
+        out = np.empty(page.values, np.uint32)
+        n = int(kernels.plain_hashes(at, page.end, np.uint32(cell.seed), out))
+    elif cell.offset is not None and chunk.kind in CODES and chunk.physical != BOOLEAN:
+        out = np.empty(page.values, np.uint32)
+        n = int(kernels.plain_numbers(CODES[chunk.kind], at, page.end, cell.offset, np.float32(cell.fill), out))
+    else:
+        out = cell.make(chunk.values(at, page.end, page.values)).view(np.uint32)
+        n = len(out)
+    if n < 0:
+        raise NotDirect("values")
+    chunk.keep(out)
+    return out[:n]
 
 
 class _Line:
@@ -372,67 +172,52 @@ class _Line:
         self._needed = np.array([cell.needed for cell in cells])
         self._left_out = np.array([cell.left_out for cell in cells])
         pages: list[tuple[int, ...]] = []
-        self._chunks = {name: _Chunk(raw, name) for name in dict.fromkeys(cell.name for cell in cells)}
+        self._chunks = {name: Chunk(raw, name) for name in dict.fromkeys(cell.name for cell in cells)}
         for k, cell in enumerate(cells):
-            column = self.columns[k]
-            column[kernels.NEXT_PAGE], column[kernels.LANE] = len(pages), cell.cell - line
-            column[kernels.MISSING] = cell.missing
-            self._add(self._chunks[cell.name], cell, k, pages)
-            column[kernels.LAST_PAGE] = len(pages)
+            first = len(pages)
+            table, length, raw_cells = self._add(self._chunks[cell.name], cell, pages)
+            if raw_cells:
+                self.offsets[k], self.fills[k] = cell.offset, cell.fill
+            missing = _NAN if raw_cells else cell.missing
+            self.columns[k, : kernels.NULL_ROWS] = (
+                *(first, len(pages), 0, table, length),
+                *(missing, cell.cell - line, raw_cells),
+            )
         self.pages = np.array(pages, np.int64).reshape(-1, kernels.PAGE_FIELDS)
 
-    def _add(self, chunk: _Chunk, cell: _Cell, k: int, pages: list[tuple[int, ...]]) -> None:
-        column = self.columns[k]
-        raw = cell.offset is not None and chunk.physical == _FLOAT  # the bytes are cells but for their offset
-        if raw:
-            column[kernels.RAW], column[kernels.MISSING] = 1, _NAN
-            self.offsets[k], self.fills[k] = cell.offset, cell.fill
+    def _add(self, chunk: Chunk, cell: _Cell, pages: list[tuple[int, ...]]) -> tuple[int, int, bool]:
+        """Add the pages of a column; return the address and length of its table, and whether offsets are still on."""
+        raw = cell.offset is not None and chunk.physical == FLOAT  # the bytes are cells but for their offset
+        at = n = 0
         if (page := chunk.dictionary) is not None:
             if raw:
-                column[kernels.TABLE], column[kernels.LENGTH] = page.at, (page.end - page.at) // 4
+                at, n = page.at, (page.end - page.at) // 4
             else:
-                table = chunk.cells(cell, page, page.at)
-                column[kernels.TABLE], column[kernels.LENGTH] = table.ctypes.data, len(table)
-            if column[kernels.LENGTH] < page.values:
+                table = _cells(chunk, cell, page, page.at)
+                at, n = table.ctypes.data, len(table)
+            if n < page.values:
                 raise NotDirect("dictionary")
+        first = at, n
         for page in chunk.pages:
-            coded = page.encoding in (_DICTIONARY, _PLAIN_DICTIONARY)
-            if page.encoding != _PLAIN and not (coded and chunk.dictionary is not None):
+            coded = page.encoding in (DICTIONARY, PLAIN_DICTIONARY)
+            if page.encoding != PLAIN and not (coded and chunk.dictionary is not None):
                 raise NotDirect("encoding")
             at, n = 0, 0
             if not coded and not raw:
-                table = chunk.cells(cell, page, _values_begin(page))
+                table = _cells(chunk, cell, page, values_begin(page))
                 at, n = table.ctypes.data, len(table)
             pages.append((page.at, page.end, page.values, coded, page.levels != 0, page.levels, at, n))
+        return *first, raw
 
     def decode(self, n: int, out: Cells) -> int:
         """Write the next n rows; return how many of them are to be left out."""
         before = self.columns[:, kernels.NULL_ROWS].copy()
-        if not kernels.decode_rows(self.columns, self.pages, self.offsets, self.fills, n, self.line, _memory.tile, out):
+        if not kernels.decode_rows(self.columns, self.pages, self.offsets, self.fills, n, self.line, _tile.cells, out):
             raise NotDirect("pages")
         nulls = self.columns[:, kernels.NULL_ROWS] - before
         if nulls[self._needed].any():
             raise NotDirect("weight")
         return int(nulls[self._left_out].sum())
-
-
-def _values_begin(page: _Page) -> int:
-    """Where the values of a page begin, after the bits of nulls."""
-    size = page.levels
-    if size < 0:
-        if page.end - page.at < 4:
-            raise NotDirect("levels")
-        size = 4 + int.from_bytes(pa.foreign_buffer(page.at, 4).to_pybytes(), "little")
-    if size > page.end - page.at:
-        raise NotDirect("levels")
-    return page.at + size
-
-
-def _physical(kind: Any) -> int:
-    """Physical type of the values of an Arrow type that can be read here, or -1."""
-    if is_string(kind):
-        return _STRING
-    return _INT64 if pa.types.is_timestamp(kind) else _PHYSICAL.get(kind, -1)
 
 
 class PageRows:
@@ -459,13 +244,6 @@ class PageRows:
         self._raw, self._recipe, self._encoder = raw, recipe, encoder
         self.rows, self.done, self.decoding = raw.rows, 0, 0.0
         self._lines: list[_Line | None] = [None] * len(recipe.lines)
-        for name, kind in raw.types.items():
-            physical = raw.chunks.table[raw.chunks.columns.index(name), thrift.PHYSICAL]
-            expected = (
-                _STRING if is_string(kind) else _INT64 if pa.types.is_timestamp(kind) else _PHYSICAL.get(kind, -1)
-            )
-            if physical != expected:
-                raise NotDirect("type")
 
     def encode(self, n: int, out: NDArray[np.float32]) -> tuple[int, NDArray[np.int64]]:
         """Encode the next n rows into the first of ``out``.

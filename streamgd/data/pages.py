@@ -9,7 +9,7 @@ pages would be small even if each were all of its chunk. That costs 2 % of decod
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,17 +99,17 @@ class ChunkTable:
         self._table = np.empty((groups * self._n, thrift.CHUNK_FIELDS), np.int64)
         self._fits = thrift.column_chunks(np.frombuffer(footer, np.uint8), self._n, self._table) == len(self._table)
         self._leaves: list[tuple[str, bool]] = []
-        self._fields: dict[str, Any] = {}
+        self._known: tuple[Any, Any] | None = None
         self._wanted: tuple[Collection[str], NDArray[np.int64]] | None = None
         self.to_look_at: NDArray[np.bool_] = np.ones(groups, bool)
         if self._fits:
             self.to_look_at = bounds(self._table).reshape(groups, self._n).sum(axis=1) > LOOK
 
-    def fields(self, reader: Any) -> dict[str, Any]:
-        """Columns of the shard by name, as Arrow has them. The reader knows the shard's schema."""
-        if not self._fields:
-            self._fields = {field.name: field for field in reader.schema_arrow}
-        return self._fields
+    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What is made of the shard, kept until another key comes."""
+        if self._known is None or self._known[0] != key:
+            self._known = key, make()
+        return self._known[1]
 
     def of(self, row_group: int, columns: Collection[str], reader: Any, where: str) -> Chunks:
         """Column chunks of some columns of a row group; none that is encrypted. The reader knows the shard's schema."""

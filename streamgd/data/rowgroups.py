@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, UnreadableShard
 
 if TYPE_CHECKING:
-    from .direct import RawRowGroup
+    from .chunks import RawRowGroup
     from .leftout import LeftOut, OnError
 
 

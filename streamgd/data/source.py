@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..crash import decoding
 from ..errors import ConfigError, EmptyData, StreamgdError, UnreadableShard
 from ..kernels.thrift import UNCOMPRESSED
-from .direct import RawRowGroup, same_values, value_type
+from .chunks import Flat, RawRowGroup, flat
 from .leftout import LeftOut, OnError
 from .paths import hive_column, relative_names, resolve
 from .reading import OPEN_FOOTER_BYTES, OpenFiles, abreast, broken_column, digest, let_go, marked, reading, select
@@ -153,14 +153,14 @@ class ParquetSource:
             chunks = opened.chunks.of(index, frozenset(columns), opened.reader, where)
         except StreamgdError:  # said when Arrow reads it
             return None
-        fields = opened.chunks.fields(opened.reader)
-        if sorted(chunks.columns) != sorted(columns) or chunks.table[:, UNCOMPRESSED].sum() > BIG_ROW_GROUP:
+        known = opened.chunks.once(tuple(columns), lambda: self._flat(opened, columns))
+        table = dict(zip(chunks.columns, chunks.table.tolist(), strict=True))
+        if known is None or table.keys() != set(columns) or chunks.table[:, UNCOMPRESSED].sum() > BIG_ROW_GROUP:
             return None
-        types = {name: value_type(self.schema.field(name).type) for name in columns}
-        if not all(same_values(kind, fields[name].type) for name, kind in types.items()):
-            return None
-        nullable = {name: fields[name].nullable for name in columns}
-        return RawRowGroup(rows, chunks, types, nullable, opened.read_into, where)
+        return RawRowGroup(rows, table, known, opened.read_into, where)
+
+    def _flat(self, opened: OpenShard, columns: Sequence[str]) -> Flat | None:
+        return flat(columns, {field.name: field for field in opened.reader.schema_arrow}, self.schema)
 
     def _opened(self, shard: int) -> OpenShard:
         """A shard that this thread has opened."""

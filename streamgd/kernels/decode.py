@@ -15,24 +15,20 @@ import numpy as np
 
 from .hashing import murmur
 from .intrinsics import (
-    LANES,
     eight_bytes_at,
-    expand_cells,
-    finish_streams,
-    float32_from,
     float64_from,
+    float_from_bits,
     four_bytes_at,
     jit,
     kernel,
     ones,
     put_eight_bytes,
     put_uint32,
-    stream_cells,
-    transpose_cells,
     uint8_at,
     uint32_at,
 )
 from .layout import FLOAT32, FLOAT64, INT32
+from .tiles import LANES, expand_cells, finish_streams, stream_cells, transpose_cells
 
 #: A page: address and end of its bytes, values and nulls with them, whether they are codes, whether bits say which are
 #: null (and if so, how many bytes these take, or -1 if the page says so itself), and the address of cells, and how many
@@ -372,7 +368,7 @@ def plain_numbers(code, at, end, offset, fill, out):
     odd = np.uint32(0)
     if code == FLOAT32:
         for i in range(n):
-            cells[i] = np.float32(np.float64(float32_from(four_bytes_at(at + 4 * i))) - offset)
+            cells[i] = np.float32(np.float64(float_from_bits(np.int32(four_bytes_at(at + 4 * i)))) - offset)
     elif code == INT32:
         for i in range(n):
             cells[i] = np.float32(np.float64(np.int32(four_bytes_at(at + 4 * i))) - offset)

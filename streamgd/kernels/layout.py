@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from .intrinsics import LANES, jit, keep_eight, kernel, pointer, transpose_tile, uint8_at
+from .intrinsics import jit, kernel, pointer, uint8_at
+from .tiles import LANES, keep_eight, transpose_tile
 
 TILE_ROWS = 256
 

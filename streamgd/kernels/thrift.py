@@ -328,20 +328,23 @@ def _values_header(data, at, second, out, scratch):
 
 
 @kernel
-def chunk_pages(data, out):
+def chunk_pages(data, snappy, out):
     """Read the headers of all pages of a column chunk.
 
     Parameters
     ----------
     data : ndarray of uint8
         The chunk as it lies in the file.
+    snappy : bool
+        Whether pages are packed by Snappy: then these begin with their size, which must be what the header says.
     out : ndarray of int64, shape (most, HEADER_FIELDS)
         Takes what they say.
 
     Returns
     -------
     int
-        Number of pages; -1 if a header cannot be read or a page does not end in the chunk, -2 if there are more pages.
+        Number of pages; -1 if a header cannot be read, a page does not end in the chunk, or is of another size; -2 if
+        there are more pages.
     """
     at, pages, scratch = 0, 0, np.empty((2, DEPTH), np.int64)
     while at < len(data):
@@ -351,6 +354,13 @@ def chunk_pages(data, out):
         if size < 0 or out[pages, IN_FILE] > len(data) - at - size:
             return -1
         out[pages, BODY] = at + size
+        if snappy and out[pages, IS_COMPRESSED] != 0 and out[pages, SIZE] > 0:
+            levels = max(out[pages, NULL_BYTES], 0) + max(out[pages, LIST_BYTES], 0)
+            if levels > out[pages, IN_FILE]:
+                return -1
+            unpacked, begin = _varint(data, at + size + levels)
+            if begin < 0 or np.int64(unpacked) != out[pages, SIZE] - levels:
+                return -1
         at += size + out[pages, IN_FILE]
         pages += 1
     return pages

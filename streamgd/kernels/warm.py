@@ -11,13 +11,13 @@ from llvmlite import binding
 from .decode import COLUMN_FIELDS, PAGE_FIELDS, decode_rows, plain_hashes, plain_numbers
 from .drain import drain
 from .hashing import hash_strings, hash_words, write_indices, write_pairs, write_texts
-from .intrinsics import LANES
 from .layout import encode_columns
 from .moments import add_moments
 from .problem import Problem
 from .shuffle import permutation
 from .tables import average_table
 from .thrift import HEADER_FIELDS, chunk_pages
+from .tiles import LANES
 
 
 def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
@@ -36,7 +36,7 @@ def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
     cells, nothing = rows.view(np.uint32), np.zeros(0, np.uint32)
     encode_columns(none, none, none, none, np.zeros(0), np.zeros(0, np.float32), 0, 0, rows, none)
     add_moments(rows, 0, -1, np.zeros((6, 1)))
-    chunk_pages(np.zeros(0, np.uint8), np.zeros((1, HEADER_FIELDS), np.int64))
+    chunk_pages(np.zeros(0, np.uint8), False, np.zeros((1, HEADER_FIELDS), np.int64))
     columns, pages, tile = np.zeros((0, COLUMN_FIELDS)), np.zeros((0, PAGE_FIELDS)), np.zeros((LANES + 1, LANES))
     decode_rows(
         columns.astype(np.int64),

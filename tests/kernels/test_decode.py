@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgd.kernels import decode as kernels
-from streamgd.kernels.intrinsics import LANES
+from streamgd.kernels.tiles import LANES
 
 MISSING = 0xFFFF_FFF0
 

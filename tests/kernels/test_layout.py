@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from streamgd.features import Layout
 from streamgd.kernels import layout, reference
-from streamgd.kernels.intrinsics import LANES
 from streamgd.kernels.layout import BOOL, FLOAT32, FLOAT64, INT32, INT64, TILE_ROWS
+from streamgd.kernels.tiles import LANES
 
 DTYPES: dict[int, Any] = {
     FLOAT32: np.float32,

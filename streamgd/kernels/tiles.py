@@ -1,0 +1,163 @@
+"""Tiles of 16 columns and 16 rows, transposed in vector registers, and what fills them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .intrinsics import shuffled, splat
+
+LANES = 16  # rows and columns of one transposition; a row of 16 float32 is one cache line
+_F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_VECTOR = ir.VectorType(_F32, LANES)
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@intrinsic
+def keep_eight(typing_context: Any, address: Any, bits: Any) -> Any:
+    """Make NaN of those of the eight float64 at an address whose bit (of a uint8, the lowest first) is 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.VectorType(ir.DoubleType(), 8)
+        place = builder.inttoptr(args[0], kind.as_pointer())
+        mask = builder.bitcast(args[1], ir.VectorType(ir.IntType(1), 8))
+        nothing = ir.Constant(kind, [float("nan")] * 8)
+        builder.store(builder.select(mask, builder.load(place, align=8), nothing), place, align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.uint8), codegen
+
+
+@intrinsic
+def expand_cells(typing_context: Any, cells: Any, mask: Any, missing: Any, out: Any) -> Any:
+    """Write 16 uint32 to an address: where a bit of the mask is 1 the next of some cells, elsewhere ``missing``.
+
+    ``cells`` and ``out`` are int64, ``mask`` (the lowest bit first) is uint16, ``missing`` is uint32.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        cells, mask, missing, out = args
+        kind, bits = ir.VectorType(_I32, LANES), ir.VectorType(ir.IntType(1), LANES)
+        pointer_type = ir.IntType(8).as_pointer()
+        name = f"llvm.masked.expandload.v{LANES}i32"
+        function = builder.module.globals.get(name) or ir.Function(
+            builder.module, ir.FunctionType(kind, [pointer_type, bits, kind]), name
+        )
+        one = builder.insert_element(ir.Constant(kind, ir.Undefined), missing, _I32(0))
+        lanes = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+        filled = builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), lanes)
+        found = builder.call(function, [builder.inttoptr(cells, pointer_type), builder.bitcast(mask, bits), filled])
+        builder.store(found, builder.inttoptr(out, kind.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.uint16, types.uint32, types.int64), codegen
+
+
+def _transpose(builder: Any, vectors: list[Any]) -> list[Any]:
+    """Transpose 16 vectors of 16 by four rounds of exchanging halves (a butterfly)."""
+    distance = 1
+    while distance < LANES:
+        exchanged = list(vectors)
+        low = [LANES + (lane ^ distance) if lane & distance else lane for lane in range(LANES)]
+        high = [LANES + lane if lane & distance else lane | distance for lane in range(LANES)]
+        for k in range(LANES):
+            if not k & distance:
+                pair = vectors[k], vectors[k | distance]
+                exchanged[k] = shuffled(builder, *pair, low)
+                exchanged[k | distance] = shuffled(builder, *pair, high)
+        vectors, distance = exchanged, distance * 2
+    return vectors
+
+
+@intrinsic
+def transpose_tile(typing_context: Any, columns: Any, row: Any, offset: Any, fill: Any, out: Any, stride: Any) -> Any:
+    """Write rows ``row .. row+15`` of 16 float32 columns row by row; return 0 if every value was finite.
+
+    All arguments are int64: the address of 16 column addresses, the first row, the addresses of 16 float32
+    ``offset`` (subtracted) and ``fill`` (stands for what is not finite), the address of the cell that takes
+    the first value, and the number of cells a row. Measured at 28 columns: 6 ns a row warm and 9 cold, against
+    18 and 22 for the best scalar loop.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        columns, row, offset, fill, out, stride = args
+        addresses = builder.inttoptr(columns, _I64.as_pointer())
+        offsets = builder.inttoptr(offset, _F32.as_pointer())
+        fills = builder.inttoptr(fill, _F32.as_pointer())
+        skip = builder.mul(row, _I64(4))
+        vectors, all_finite = [], None
+        for k in range(LANES):
+            address = builder.add(builder.load(builder.gep(addresses, [_I64(k)])), skip)
+            raw = builder.load(builder.inttoptr(address, _VECTOR.as_pointer()), align=4)
+            value = builder.fsub(raw, splat(builder, builder.load(builder.gep(offsets, [_I64(k)])), LANES))
+            finite = builder.and_(
+                builder.fcmp_ordered("<=", value, ir.Constant(_VECTOR, [_LARGEST] * LANES)),
+                builder.fcmp_ordered(">=", value, ir.Constant(_VECTOR, [-_LARGEST] * LANES)),
+            )
+            all_finite = finite if all_finite is None else builder.and_(all_finite, finite)
+            missing = splat(builder, builder.load(builder.gep(fills, [_I64(k)])), LANES)
+            vectors.append(builder.select(finite, value, missing))
+        for k, vector in enumerate(_transpose(builder, vectors)):
+            cell = builder.add(out, builder.mul(builder.mul(builder.add(row, _I64(k)), stride), _I64(4)))
+            builder.store(vector, builder.inttoptr(cell, _VECTOR.as_pointer()), align=4)
+        return builder.zext(builder.not_(builder.bitcast(all_finite, ir.IntType(LANES))), _I64)
+
+    return types.int64(*[types.int64] * 6), codegen
+
+
+def _transpose_cells(builder: Any, args: Any, past_caches: bool) -> None:
+    columns, row, out, stride = args
+    addresses = builder.inttoptr(columns, _I64.as_pointer())
+    vectors = []
+    for k in range(LANES):
+        address = builder.add(builder.load(builder.gep(addresses, [_I64(k)])), builder.mul(row, _I64(4)))
+        vectors.append(builder.load(builder.inttoptr(address, _VECTOR.as_pointer()), align=4))
+    for k, vector in enumerate(_transpose(builder, vectors)):
+        place = builder.inttoptr(builder.add(out, builder.mul(stride, _I64(4 * k))), _VECTOR.as_pointer())
+        store = builder.store(vector, place, align=4 * LANES if past_caches else 4)
+        if past_caches:
+            store.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
+
+
+@intrinsic
+def transpose_cells(typing_context: Any, columns: Any, row: Any, out: Any, stride: Any) -> Any:
+    """Write rows ``row .. row+15`` of 16 columns of 32 bits row by row, as they are.
+
+    All arguments are int64: the address of 16 column addresses, the first row, the address that takes the first value,
+    and the number of cells a row.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _transpose_cells(builder, args, False)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+@intrinsic
+def stream_cells(typing_context: Any, columns: Any, row: Any, out: Any, stride: Any) -> Any:
+    """`transpose_cells` into whole cache lines, past the caches: a line need not be fetched to be written.
+
+    It is for rows that are not read soon. `finish_streams` must follow before other threads may read them.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _transpose_cells(builder, args, True)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+@intrinsic
+def finish_streams(typing_context: Any) -> Any:
+    """Wait until what was written is seen by other threads."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
