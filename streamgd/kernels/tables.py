@@ -24,6 +24,9 @@ from .updates import FTRL, advance, learning_rate, rebased, settled
 
 #: Rows, and words of a text, whose slots are asked for early.
 ROWS_AHEAD, WORDS_AHEAD = 6, 16
+#: Rows that are asked for themselves. `fetch` asks for all of a tile at once, more than a processor can keep; while
+#: slots are listed there is time: 320 instead of 390 ns a row of 26 hashes.
+FETCHED_AHEAD, FETCHED_BYTES = 128, 512
 #: Slots that are worked on together.
 ROOM = 256
 #: Places in ``counters``.
@@ -64,8 +67,11 @@ def touch_slots(
     base, size, last = table.ctypes.data, table.shape[1] * table.itemsize, marks.shape[1] - 1
     cells_at, stride = cells.ctypes.data, cells.shape[1] * 4
     mark = np.int32(np.uint32(counters[STEP] + 1))
-    found = 0
+    found, lines = 0, min(stride, FETCHED_BYTES)
     for i in range(n):
+        later = cells_at + np.int64(order[min(start + i + FETCHED_AHEAD, stop - 1)]) * stride
+        for line in range(0, lines, 64):
+            prefetch(later + line)
         ahead, _ = hashes_of(cells_at, np.int64(order[min(start + i + ROWS_AHEAD, stop - 1)]) * stride, at, 0)
         for k in range(at.n_index):
             prefetch(base + np.int64(uint32_at(ahead, k) & mask) * size)
