@@ -14,8 +14,6 @@ from .direct import PageRows, Recipe
 from .encode import Encoder
 from .rowgroups import RowGroupReader, Source
 
-_NO_ROWS = np.zeros(0, np.int64)
-
 
 class Block(NamedTuple):
     """Encoded rows, as a cache takes them: rows of a row group, less those without a target.
@@ -62,7 +60,8 @@ class BlockReader:
     def __init__(self, source: Source, encoder: Encoder, row_group: int, recipe: Recipe | None) -> None:
         self._source, self._encoder, self._row_group = source, encoder, row_group
         self.rows, self.done, self.encoding = int(source.manifest.rows[row_group]), 0, 0.0
-        self._pages = None if recipe is None else self._direct(recipe)
+        raw = None if recipe is None else source.raw(row_group, encoder.columns)
+        self._pages = None if raw is None or recipe is None else PageRows(raw, recipe, encoder)
         self._batches: RowGroupReader | None = None
 
     def skip(self, n: int) -> None:
@@ -92,8 +91,7 @@ class BlockReader:
         batches, place = self._by_arrow(), 0
         for batch in batches.read(n):
             mark, texts = thread_time(), list[NDArray[np.uint32]]()
-            kept = self._encoder.encode(batch, out[place:], batches.where, texts)
-            dropped = self._encoder.without_target(batch) if kept < batch.num_rows else _NO_ROWS
+            kept, dropped = self._encoder.encode_and_tell(batch, out[place:], batches.where, texts)
             self.encoding += thread_time() - mark
             start = self.done
             self.done += batch.num_rows
@@ -104,13 +102,6 @@ class BlockReader:
         """Make sure that the row group ends where the footer says."""
         if self._batches is not None:
             self._batches.finish()
-
-    def _direct(self, recipe: Recipe) -> PageRows | None:
-        raw = self._source.raw(self._row_group, self._encoder.columns)
-        try:
-            return None if raw is None else PageRows(raw, recipe, self._encoder)
-        except NotDirect:
-            return None
 
     def _by_arrow(self) -> RowGroupReader:
         if self._batches is None:

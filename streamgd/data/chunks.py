@@ -123,15 +123,12 @@ class RawRowGroup:
         What these columns are.
     read : callable
         Fills memory with what stands from a place in the file on; returns how many bytes there were.
-    where : str
-        Names the row group.
     """
 
     rows: int
     chunks: dict[str, list[int]]
     flat: Flat
     read: Callable[[NDArray[np.uint8], int], int]
-    where: str
 
 
 class Page(NamedTuple):

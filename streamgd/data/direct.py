@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import thread_time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +39,7 @@ from .chunks import (
     values_begin,
 )
 from .strings import calendar_hashes, column_seeds, hash_values, write_pairs
-from .target import Target, sample_weights
+from .target import Target, leave_out, sample_weights
 
 if TYPE_CHECKING:
     from .encode import Encoder
@@ -119,10 +119,8 @@ def _weights(values: Any, name: str, scale: float) -> NDArray[np.float32]:
     return (sample_weights(values, name, "") * scale).astype(np.float32)
 
 
-class Recipe(NamedTuple):
-    """What becomes of columns: of each cache line its first cell, and what takes its cells."""
-
-    lines: tuple[tuple[int, tuple[_Cell, ...]], ...]
+#: What becomes of columns: of each cache line its first cell, and what takes its cells.
+Recipe = tuple[tuple[int, tuple[_Cell, ...]], ...]
 
 
 def recipe(encoder: Encoder) -> Recipe | None:
@@ -142,7 +140,7 @@ def recipe(encoder: Encoder) -> Recipe | None:
     lines: dict[int, list[_Cell]] = {}
     for cell in cells:
         lines.setdefault(cell.cell // LANES * LANES, []).append(cell)
-    return Recipe(tuple((line, tuple(lines[line])) for line in sorted(lines)))
+    return tuple((line, tuple(lines[line])) for line in sorted(lines))
 
 
 def _cells(chunk: Chunk, cell: _Cell, page: Page, at: int) -> Cells:
@@ -234,16 +232,16 @@ class PageRows:
 
     Attributes
     ----------
-    rows, done : int
-        Rows of the row group, and how many are read.
+    done : int
+        Rows that are read.
     decoding : float
         Seconds of thread time that decoding unpacked pages took.
     """
 
     def __init__(self, raw: RawRowGroup, recipe: Recipe, encoder: Encoder) -> None:
         self._raw, self._recipe, self._encoder = raw, recipe, encoder
-        self.rows, self.done, self.decoding = raw.rows, 0, 0.0
-        self._lines: list[_Line | None] = [None] * len(recipe.lines)
+        self.done, self.decoding = 0, 0.0
+        self._lines: list[_Line | None] = [None] * len(recipe)
 
     def encode(self, n: int, out: NDArray[np.float32]) -> tuple[int, NDArray[np.int64]]:
         """Encode the next n rows into the first of ``out``.
@@ -274,19 +272,16 @@ class PageRows:
 
     def _decode(self, n: int, out: NDArray[np.float32]) -> tuple[int, NDArray[np.int64]]:
         cells, lost = out.view(np.uint32), 0
-        for i, (first, takers) in enumerate(self._recipe.lines):
+        for i, (first, takers) in enumerate(self._recipe):
             line = self._lines[i] or _Line(self._raw, first, takers)
             mark = thread_time()
             lost += line.decode(n, cells)
             self.decoding += thread_time() - mark
             # What is not needed again is let go of before the next columns are unpacked.
-            self._lines[i] = line if self.done + n < self.rows else None
+            self._lines[i] = line if self.done + n < self._raw.rows else None
         self.done += n
         if self._encoder.pairs[0]:
             write_pairs(*self._encoder.pairs, cells)
         if not lost:
             return n, np.zeros(0, np.int64)
-        missing = np.isnan(out[:, self._encoder.layout.y_cell])
-        kept = n - int(missing.sum())
-        out[:kept] = out[~missing]
-        return kept, np.flatnonzero(missing)
+        return leave_out(out, out[:, self._encoder.layout.y_cell])

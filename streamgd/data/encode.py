@@ -15,8 +15,9 @@ from ..features import TEXT_CELLS, Column, FeatureSpec, Layout
 from ..kernels import layout as kernels
 from . import strings
 from .buffers import CODES, Buffers, buffers, floats, native, native_batch, native_type
+from .direct import Recipe, recipe
 from .reading import reading
-from .target import Target, sample_weights
+from .target import Target, leave_out, sample_weights
 from .vectors import CENTRE_ROWS, middles, vector_parts
 
 #: A record batch has so many bytes of encoded rows, but of wide rows at least so many rows up to so many bytes: each
@@ -98,6 +99,11 @@ class Encoder:
             len(self.spec.group("text")),
         )
 
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """How its columns become rows without Arrow, if they can."""
+        return recipe(self)
+
     @property
     def columns(self) -> list[str]:
         """Columns to read, each once."""
@@ -168,12 +174,18 @@ class Encoder:
         int
             Rows written: those of the batch less those whose target is null.
         """
+        return self.encode_and_tell(batch, out, where, alive)[0]
+
+    def encode_and_tell(
+        self, batch: pa.RecordBatch, out: NDArray[np.float32], where: str, alive: list[NDArray[np.uint32]]
+    ) -> tuple[int, NDArray[np.int64]]:
+        """The same, and which rows of the batch are left out."""
         with reading(where):  # what Arrow decoded may still be nonsense
             return self._encode(batch, out, where, alive)
 
     def _encode(
         self, batch: pa.RecordBatch, out: NDArray[np.float32], where: str, alive: list[NDArray[np.uint32]]
-    ) -> int:
+    ) -> tuple[int, NDArray[np.int64]]:
         n: int = batch.num_rows
         out = out[:n]
         y = self.target.encode(batch.column(self.target.name), where) if self.target is not None else None
@@ -188,17 +200,8 @@ class Encoder:
         if self.layout.n_index or self.layout.n_text:
             alive += self._hashes(batch, out.view(np.uint32))
         if y is None or not np.isnan(y.sum()):
-            return n
-        keep = ~np.isnan(y)
-        kept = int(keep.sum())
-        out[:kept] = out[keep]
-        return kept
-
-    def without_target(self, batch: pa.RecordBatch) -> NDArray[np.int64]:
-        """Rows of a batch that `encode` leaves out."""
-        if self.target is None:
-            return np.zeros(0, np.int64)
-        return np.flatnonzero(np.isnan(self.target.encode(batch.column(self.target.name), "")))
+            return n, np.zeros(0, np.int64)
+        return leave_out(out, y)
 
     def _weights(self, batch: pa.RecordBatch, y: NDArray[np.float32] | None, where: str) -> NDArray[np.float32] | None:
         if not self.layout.has_weight:

@@ -157,17 +157,22 @@ class ParquetSource:
         table = dict(zip(chunks.columns, chunks.table.tolist(), strict=True))
         if known is None or table.keys() != set(columns) or chunks.table[:, UNCOMPRESSED].sum() > BIG_ROW_GROUP:
             return None
-        return RawRowGroup(rows, table, known, opened.read_into, where)
+        return RawRowGroup(rows, table, known, opened.read_into)
 
     def _flat(self, opened: OpenShard, columns: Sequence[str]) -> Flat | None:
         return flat(columns, {field.name: field for field in opened.reader.schema_arrow}, self.schema)
 
     def _opened(self, shard: int) -> OpenShard:
         """A shard that this thread has opened."""
-        dictionaries = [] if shard in self._plain else list(self._dictionaries)
         budget = OPEN_FOOTER_BYTES // self._n_jobs
-        opened: OpenShard = self._open_files.get(shard, lambda: self._files.open(shard, dictionaries), budget)
+        opened: OpenShard = self._open_files.get(
+            shard, lambda: self._files.open(shard, self._dictionaries_of(shard)), budget
+        )
         return opened
+
+    def _dictionaries_of(self, shard: int) -> list[str]:
+        """Columns of a shard that Arrow delivers as dictionaries."""
+        return [] if shard in self._plain else list(self._dictionaries)
 
     @property
     def local_paths(self) -> list[str]:
@@ -327,7 +332,6 @@ class ParquetSource:
             return broken_column(names, lambda name: read([name]))
 
         with ExitStack() as stack, reading(where, culprit):
-            dictionaries = [] if shard in self._plain else list(self._dictionaries)
             opened = self._opened(shard)
             self._files.check_pages(row_group, manifest, opened, names, batch_rows, where)
             # What `streamgd.memoryplan` plans for: the row group, or 1 MB a column of one that is too large for that.
@@ -340,7 +344,9 @@ class ParquetSource:
                 file = opened.reader
                 if not whole:
                     buffer = min(max((32 << 20) // len(names), 64 << 10), 1 << 20)
-                    file = self._files.open_again(shard, opened, dictionaries, buffer, index, names, where)
+                    file = self._files.open_again(
+                        shard, opened, self._dictionaries_of(shard), buffer, index, names, where
+                    )
                     stack.callback(file.close, force=True)  # what is still to be fetched is not
                 group = COLUMNS_AT_ONCE if len(names) <= MANY_COLUMNS else len(names)
                 readers = [let_go(read(names[first : first + group]), rows) for first in range(0, len(names), group)]

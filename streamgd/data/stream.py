@@ -23,7 +23,6 @@ from ..features import FeatureSpec
 from .blocks import Block, BlockReader
 from .cache import Cache
 from .columns import find_columns
-from .direct import recipe
 from .encode import Encoder
 from .rowgroups import Source
 from .shuffle import Plan, Run, default_window_rows
@@ -146,7 +145,7 @@ class WindowStream:
         self.n_jobs, self.cache = n_jobs, cache
         self.start, self.stop, self._memory = start, stop, rows
         self.times = times if times is not None else Times()
-        self._row_bytes, self._recipe = source.manifest.row_bytes(), recipe(encoder)
+        self._row_bytes, self._recipe = source.manifest.row_bytes(), encoder.recipe
 
     def __iter__(self) -> Iterator[Window]:
         if self.n_jobs == 0:

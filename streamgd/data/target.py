@@ -133,6 +133,15 @@ def _comparable(values: pa.Array, classes: pa.Array) -> tuple[pa.Array, pa.Array
     return values.cast(classes.type), classes
 
 
+def leave_out(rows: NDArray[np.float32], targets: NDArray[np.float32]) -> tuple[int, NDArray[np.int64]]:
+    """Move rows that have a target to the front; return how many they are, and the places of the others."""
+    missing = np.isnan(targets)
+    left_out = np.flatnonzero(missing)
+    kept = len(rows) - len(left_out)
+    rows[:kept] = rows[~missing]
+    return kept, left_out
+
+
 def sample_weights(values: pa.Array, name: str, where: str) -> NDArray[np.float64]:
     """Sample weights as float64[n].
 

@@ -265,23 +265,30 @@ def _rows(columns, k, pages, n, bits, dense, out):
 
 
 @jit
+def _filled(values, fill):
+    """Fill what is NaN; return False if a value is infinite."""
+    infinite = np.uint32(0)
+    for i in range(len(values)):
+        size = abs(values[i])
+        infinite |= np.uint32(size == np.inf)
+        values[i] = values[i] if size < np.inf else fill
+    return infinite == 0
+
+
+@jit
 def _centred(values, offset, fill):
     """Subtract an offset of float32, fill what is NaN; return False if one is infinite, or becomes so.
 
     An offset that is a float32 is subtracted in float32, which rounds as float64 and then float32 does.
     """
-    infinite, near = np.uint32(0), np.float32(offset)
+    near = np.float32(offset)
     if np.float64(near) == offset:
         for i in range(len(values)):
             values[i] = values[i] - near
     else:
         for i in range(len(values)):
             values[i] = np.float32(np.float64(values[i]) - offset)
-    for i in range(len(values)):
-        size = abs(values[i])
-        infinite |= np.uint32(size == np.inf)
-        values[i] = values[i] if size < np.inf else fill
-    return infinite == 0
+    return _filled(values, fill)
 
 
 @kernel
@@ -365,7 +372,6 @@ def plain_numbers(code, at, end, offset, fill, out):
     """
     n = min((end - at) // (4 if code in (FLOAT32, INT32) else 8), len(out))
     cells = out.view(np.float32)
-    odd = np.uint32(0)
     if code == FLOAT32:
         for i in range(n):
             cells[i] = np.float32(np.float64(float_from_bits(np.int32(four_bytes_at(at + 4 * i)))) - offset)
@@ -378,11 +384,7 @@ def plain_numbers(code, at, end, offset, fill, out):
     else:
         for i in range(n):
             cells[i] = np.float32(np.float64(np.int64(eight_bytes_at(at + 8 * i))) - offset)
-    for i in range(n):
-        size = abs(cells[i])
-        odd |= np.uint32(size == np.inf)
-        cells[i] = cells[i] if size < np.inf else fill
-    return n if odd == 0 else -1
+    return n if _filled(cells[:n], fill) else -1
 
 
 @kernel

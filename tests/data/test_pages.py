@@ -30,6 +30,7 @@ from streamgd.features import Column, FeatureSpec
 from streamgd.kernels.thrift import PAGES
 from streamgd.memoryplan import reader_bytes
 from tests import strategies as sgst
+from tests.thrift import varint
 
 LIMIT = 600_000_000
 ONE_PAGE = {"use_dictionary": False, "data_page_size": 1 << 30, "max_rows_per_page": 1 << 30, "write_statistics": False}
@@ -41,13 +42,6 @@ def chunks_of(path: Path, columns: list[str]) -> Chunks:
     length = int.from_bytes(data[-8:-4], "little")
     table = ChunkTable(memoryview(data)[-8 - length : -8], reader.metadata)
     return table.of(0, columns, reader, "here")
-
-
-def varint(number: int) -> bytes:
-    out = b""
-    while number > 127:
-        out, number = out + bytes([number & 127 | 128]), number >> 7
-    return out + bytes([number])
 
 
 def lie(path: Path) -> None:

@@ -36,6 +36,7 @@ from streamgd.errors import (
     UnreadableShard,
 )
 from tests import strategies as sgst
+from tests.thrift import varint
 
 
 def read_all(source, columns=None, batch_rows=1000):
@@ -408,14 +409,6 @@ def set_counts(path, counts):
     assert len(parts) == len(counts) + 1
     footer = parts[0] + b"".join(b"\x16" + varint(2 * n) + part for n, part in zip(counts, parts[1:], strict=True))
     path.write_bytes(body + footer + struct.pack("<I", len(footer)) + b"PAR1")
-
-
-def varint(number):
-    """Thrift's compact form of an unsigned integer."""
-    out = b""
-    while number > 127:
-        out, number = out + bytes([number & 127 | 128]), number >> 7
-    return out + bytes([number])
 
 
 @pytest.mark.parametrize("batch_rows", [1000, 10_000])

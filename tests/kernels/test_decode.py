@@ -10,16 +10,9 @@ from hypothesis import strategies as st
 
 from streamgd.kernels import decode as kernels
 from streamgd.kernels.tiles import LANES
+from tests.thrift import varint
 
 MISSING = 0xFFFF_FFF0
-
-
-def varint(value: int) -> bytes:
-    found = bytearray()
-    while value > 127:
-        found.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*found, value])
 
 
 @st.composite

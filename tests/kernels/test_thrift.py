@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from streamgd.kernels import thrift as kernels
 from tests import strategies as sgst
+from tests.thrift import varint
 
 CODECS = ["none", "snappy", "gzip", "zstd", "brotli", "lz4"]
 
@@ -76,13 +77,6 @@ def test_chunks_and_pages_are_those_of_pyarrow(data: st.DataObject) -> None:
         assert (pages[:, kernels.PAGES] >= 1).all()
         # Headers are counted in the size of a chunk, and not in that of a page.
         assert (pages[:, kernels.INFLATED] < table[:, kernels.UNCOMPRESSED]).all()
-
-
-def varint(number: int) -> bytes:
-    out = b""
-    while number > 127:
-        out, number = out + bytes([number & 127 | 128]), number >> 7
-    return out + bytes([number])
 
 
 def zigzag(number: int) -> bytes:
