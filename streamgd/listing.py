@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 
 from .data.stream import Window
 from .data.threads import Task
+from .errors import DataError
 from .job import Job
-from .kernels.slots import list_tiles
-
-#: Hashes and tiles that are listed at a time: 20,000 rows of a click log, 3 ms.
-HASHES, TILES = 1 << 19, 1 << 15
+from .kernels.slots import LISTED_HASHES, LISTED_TILES, PLACE_BITS, list_tiles
 
 
 class Tiles(NamedTuple):
@@ -36,15 +34,39 @@ class Tiles(NamedTuple):
     counts: NDArray[np.int64] | None = None
 
 
+class Wanted(NamedTuple):
+    """Rows of a window's order to list; ``carried`` rows of their first mini-batch come before them."""
+
+    window: Window
+    start: int
+    stop: int
+    carried: int
+
+    def is_that(self, other: Wanted) -> bool:
+        """Whether other rows are the same."""
+        return self.window is other.window and self[1:] == other[1:]
+
+
 class Room:
     """Memory for tiles. A single tile may need more than is usual: then it grows."""
 
     def __init__(self) -> None:
-        self.counts = np.empty(TILES, np.int64)
-        self.grow(HASHES)
+        self.counts = np.empty(LISTED_TILES, np.int64)
+        self.grow(LISTED_HASHES)
 
     def grow(self, hashes: int) -> None:
-        """Have room for so many hashes."""
+        """Have room for so many hashes.
+
+        Raises
+        ------
+        DataError
+            No tile may have so many.
+        """
+        if hashes > 1 << PLACE_BITS:
+            raise DataError(
+                f"some rows have {hashes:,} words and n-grams in all, where a few hundred rows may have "
+                f"{1 << PLACE_BITS:,}: their texts are too long to learn from."
+            )
         self.unique, self.places = np.empty(hashes + 1, np.uint32), np.empty(hashes, np.uint32)
 
 
@@ -61,9 +83,10 @@ class Lister:
 
     def __init__(self, slots: int, pool: Executor | None = None) -> None:
         self.slots, self.pool = slots, pool
-        self._rooms = [Room(), Room()] if slots and pool is not None else [Room()] if slots else []
+        self._rooms = [Room() for _ in range(2 if pool is not None else 1)] if slots else []
+        self._next: tuple[Wanted, Task[Tiles]] | None = None
 
-    def tiles(self, job: Job, window: Window, start: int, stop: int, carried: int) -> Iterator[Tiles]:
+    def tiles(self, job: Job, window: Window, start: int, stop: int, carried: int, then: int) -> Iterator[Tiles]:
         """Rows ``start`` to ``stop`` - 1 of a window's order, some tiles at a time; valid until the next are asked for.
 
         Parameters
@@ -72,27 +95,36 @@ class Lister:
             Has the layout and the batch size.
         carried : int
             Rows that the mini-batch under way has already.
+        then : int
+            Where the rows end that are likely asked for after these.
         """
         if not self.slots or start == stop:
             nothing = np.zeros(0, np.uint32), np.zeros(0, np.uint32), np.zeros(0, np.int64)
             yield Tiles(start, stop, *nothing) if self.slots else Tiles(start, stop)
             return
-        rooms = list(self._rooms)
-        one = Task(partial(self._list, job, window, start, stop, carried, rooms[0]))
         while start < stop:
-            found = one.result()
+            found = self._take(job, Wanted(window, start, stop, carried))
             carried, start = (carried + found.stop - start) % job.problem.batch_size, found.stop
-            rooms.reverse()
-            one = Task(partial(self._list, job, window, start, stop, carried, rooms[0]))
-            if self.pool is not None and start < stop:
-                self.pool.submit(one.run)
-            try:
-                yield found
-            except GeneratorExit:
-                one.result()  # no thread is left that reads the window
-                raise
+            end = stop if start < stop else then
+            if self.pool is not None and start < end:
+                wanted = Wanted(window, start, end, carried)
+                self._next = wanted, Task(partial(self._list, job, wanted))
+                self.pool.submit(self._next[1].run)
+            yield found
 
-    def _list(self, job: Job, window: Window, start: int, stop: int, carried: int, room: Room) -> Tiles:
+    def _take(self, job: Job, wanted: Wanted) -> Tiles:
+        """The tiles that are listed already, if they are those that are wanted; else they are listed now."""
+        ahead, self._next = self._next, None
+        if ahead is not None:
+            listed = ahead[1].result()  # in any case, since it fills the room that others may need
+            if wanted.is_that(ahead[0]):
+                return listed
+        return self._list(job, wanted)
+
+    def _list(self, job: Job, wanted: Wanted) -> Tiles:
+        window, start, stop, carried = wanted
+        self._rooms.reverse()
+        room = self._rooms[0]
         at, cells = job.encoder.layout.cells, window.rows.view(np.uint32)
         while True:
             tiles, rows, hashes = list_tiles(
@@ -108,7 +140,7 @@ class Lister:
                 room.places,
                 room.counts,
             )
-            if tiles or start == stop:
+            if tiles:
                 break
             room.grow(hashes)
         return Tiles(start, start + rows, room.unique, room.places, room.counts[:tiles])

@@ -23,6 +23,7 @@ from .data.source import BIG_ROW_GROUP
 from .data.threads import available_cpus
 from .data.widen import bit_width
 from .features import PAIRS, Column
+from .kernels.slots import LISTED_HASHES, LISTED_TILES, TILE_ROWS
 from .memory import Limit, default_memory_limit, format_bytes, job_limit, parse_bytes
 from .model import Model
 
@@ -198,6 +199,12 @@ def _value_bytes(manifest: Manifest, column: Column) -> int:
     return column.size * (-(-bit_width(kind) // 8) + levels)
 
 
+def listed_bytes(encoder: Encoder, text_bytes: int) -> int:
+    """Bytes of slots that are listed ahead of learning: of each hash a slot and its place, twice."""
+    tile = TILE_ROWS * (encoder.layout.n_index + text_bytes // 4)
+    return 2 * 8 * (max(LISTED_HASHES, 2 * tile) + LISTED_TILES)  # texts may be longer than a sample of them
+
+
 def footer_bytes(manifest: Manifest) -> int:
     """Bytes of the parsed footers of the files that one thread keeps open, were it the only one.
 
@@ -254,6 +261,8 @@ def plan_memory(
     wanted = min(total, config.window_rows or default_window_rows(manifest.rows, encoded))
     least = min(total, LEAST_WINDOW_ROWS, wanted)
     base = BASE_BYTES + 80 * encoder.spec.n_features * table.outputs
+    if table.slots:
+        base += listed_bytes(encoder, text_bytes)
     compiled = HASHED_BYTES if any(column.group != "dense" for column in encoder.spec.columns) else 0
     reader = reader_bytes(manifest, encoder)
     decode, held = reader + footer_bytes(manifest), 0

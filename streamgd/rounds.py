@@ -28,6 +28,7 @@ from .job import Feed, Job
 from .keeper import Keeper
 from .kernels.combine import combine_dense, combine_tables
 from .kernels.drain import ROWS, STEP
+from .listing import Lister
 from .state import RoundProgress, State
 from .steps import Learners, Moment, learn
 
@@ -272,6 +273,7 @@ class Round:
         plan = partition.plan
         first, last = (plan.n_windows * share // self.n for share in (self.first, self.last))
         learners, skipped = Learners(job, start.arriving(job)), 0
+        lister = Lister(job.encoder.spec.n_slots)
         with shared.window() as rows:
             stream = WindowStream(
                 partition.source,
@@ -286,7 +288,7 @@ class Round:
             )
             for window in stream:
                 ends = replace(window, last=window.index == last - 1)  # a mini-batch ends with its round
-                for _ in learn(learners, ends, times, max(1, len(window.order)), average=False):
+                for _ in learn(learners, lister, ends, times, max(1, len(window.order)), average=False):
                     pass
                 skipped += window.skipped + window.lost
         return Part(learners.state.leaving(), skipped, times, partition.source.left_out)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from time import thread_time
 from typing import NamedTuple
@@ -14,7 +15,8 @@ from .data.stream import START, Position, Times, Window, WindowStream
 from .errors import TrainingDiverged
 from .job import Feed, Job
 from .keeper import Keeper
-from .kernels.drain import drain
+from .kernels.drain import CARRIED, drain
+from .listing import Lister
 from .state import SNAPSHOTS, State
 
 #: Cells of encoded rows that one call of the kernel takes; between calls progress is told and Ctrl-C is heard.
@@ -62,10 +64,14 @@ def advance_in_windows(
         stop=Position(epochs),
         times=times,
     )
-    with closing(iter(stream)) as windows:  # type: ignore[type-var]  # no thread is left when an error ends the loop
+    slots = job.encoder.spec.n_slots
+    ahead = ThreadPoolExecutor(1, "streamgd-list") if slots and feed.memory.n_jobs > 1 else None
+    # No thread is left when an error ends the loop.
+    with ahead or nullcontext(), closing(iter(stream)) as windows:  # type: ignore[type-var]
+        lister = Lister(slots, ahead)
         while (window := fetched(windows, keeper)) is not None:
             begun = start.rows if (window.epoch, window.index) == start[:2] else 0
-            for done in learn(learners, window, times, call, begun, cut=keeper.cut):
+            for done in learn(learners, lister, window, times, call, begun, cut=keeper.cut):
                 whole = done == len(window.order)
                 position = Position(window.epoch, *((window.index + 1, 0) if whole else (window.index, done)))
                 yield Moment(position, window.last and whole, window.skipped + window.lost if whole else 0)
@@ -84,6 +90,7 @@ def call_rows(job: Job, feed: Feed) -> int:
 
 def learn(
     learners: Learners,
+    lister: Lister,
     window: Window,
     times: Times,
     call: int,
@@ -98,41 +105,49 @@ def learn(
     where ``cut`` says, which changes nothing.
     """
     n, start = len(window.order), begun
+
+    def end(row: int) -> int:
+        return min(n, (row // call + 1) * call)
+
     while True:  # an empty window, all of whose targets are null, may end an epoch
         job, state, began = learners.job, learners.state, thread_time()
-        boundary = min(n, (start // call + 1) * call)
+        boundary = end(start)
         stop = cut(start, boundary)
-        drain(
-            window.rows,
-            window.rows.view(np.uint32) if state.table is not None else None,
-            window.order,
-            start,
-            stop,
-            window.last and stop == n,
-            job.encoder.layout.cells,
-            job.problem,
-            job.settings,
-            len(state.params) if len(state.params) > 1 else None,
-            job.inverse_scale,
-            job.spread,
-            job.encoder.spec.kernel_factor,
-            state.params,
-            state.slots,
-            state.carry,
-            state.table,
-            state.marks,
-            state.touched,
-            state.counters,
-            state.totals,
-            state.failed,
-        )
-        times.computing += thread_time() - began
-        if (state.failed >= 0).all():
-            raise TrainingDiverged(
-                f"step {state.failed.max()} (epoch {window.epoch + 1}) made a weight infinite or NaN. The learning "
-                f"rate is likely too large for these data: try a tenth of eta0={job.eta0:g}, a larger batch_size, or "
-                f"optimizer='adagrad'."
+        for tiles in lister.tiles(job, window, start, stop, int(state.counters[CARRIED]), end(stop)):
+            drain(
+                window.rows,
+                window.rows.view(np.uint32) if state.table is not None else None,
+                tiles.unique,
+                tiles.places,
+                tiles.counts,
+                window.order,
+                tiles.start,
+                tiles.stop,
+                window.last and tiles.stop == n,
+                job.encoder.layout.cells,
+                job.problem,
+                job.settings,
+                len(state.params) if len(state.params) > 1 else None,
+                job.inverse_scale,
+                job.spread,
+                job.encoder.spec.kernel_factor,
+                state.params,
+                state.slots,
+                state.carry,
+                state.table,
+                state.marks,
+                state.touched,
+                state.counters,
+                state.totals,
+                state.failed,
             )
+            if (state.failed >= 0).all():
+                raise TrainingDiverged(
+                    f"step {state.failed.max()} (epoch {window.epoch + 1}) made a weight infinite or NaN. The learning "
+                    f"rate is likely too large for these data: try a tenth of eta0={job.eta0:g}, a larger batch_size, "
+                    f"or optimizer='adagrad'."
+                )
+        times.computing += thread_time() - began
         if average and stop == boundary:
             state.take_snapshot(job)
         yield stop

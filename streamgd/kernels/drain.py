@@ -20,26 +20,27 @@ from .gradients import OUTPUTS, add_gradient, add_many_gradients, fetch, many_ma
 from .intrinsics import SUMS, jit, kernel, total, uint32_at
 from .losses import evaluate, softmax
 from .problem import configured
+from .slots import hashes_of, tile_rows
 from .tables import (
     CARRIED,
     ROOM,
     ROWS,
     STEP,
     TOUCHED,
-    hashes_of,
+    ask_for,
+    bring_slots,
+    list_touched,
+    return_slots,
+    settle_slots,
     squared_norm,
     table_gradient,
     table_margins,
-    touch_slots,
     touched_slots,
-    update_table,
+    update_slots,
 )
 from .updates import learning_rate, update
 
 __all__ = ["CARRIED", "LOSS", "ROWS", "STEP", "TOUCHED", "WEIGHT", "drain", "predict"]
-
-TILE = 256  # rows whose margins are computed together: they stay in the cache for the gradient
-TILE_CELLS = 1 << 16
 
 #: Places in a model's ``totals`` (float64).
 LOSS, WEIGHT = 0, 1
@@ -56,6 +57,8 @@ def finish_batch(
     carry,
     table,
     marks,
+    few,
+    n,  # slots of the mini-batch that are in ``few``; -1 if they have been returned to the table
     touched,
     counters,
     failed,
@@ -71,7 +74,8 @@ def finish_batch(
         if not problem.fit_intercept:
             carry[c, p] = 0.0
     if table is not None:
-        at_slots = touched_slots(table, marks, touched, counters)
+        at_slots = touched_slots(table, marks, touched, counters) if n < 0 else touched[:0]
+        numbers = np.empty(ROOM, np.uint32)
     for model in range(models):
         one, first, last = configured(problem, settings, model), model * classes, (model + 1) * classes
         share = 1.0 / counters[CARRIED]
@@ -81,7 +85,11 @@ def finish_batch(
                 for j in range(p + 1):
                     square += carry[c, j] * carry[c, j]
             if table is not None:
-                square += squared_norm(one, table, at_slots, outputs, first, last)
+                hashed = squared_norm(one, few, n, outputs, first, last, 0.0)
+                for begin in range(0, len(at_slots), ROOM):
+                    m = bring_some(table, at_slots, begin, numbers, few)
+                    hashed = squared_norm(one, few, m, outputs, first, last, hashed)
+                square += hashed
             share *= min(1.0, one.clip_norm / max(np.sqrt(square) * share, 1e-300))
         before = learning_rate(one.schedule, one.schedule_args, max(counters[STEP] - 1, 0))
         eta = learning_rate(one.schedule, one.schedule_args, counters[STEP])
@@ -92,11 +100,26 @@ def finish_batch(
             paces[model, 2] += update(one, before, eta, counters[STEP], spread, carry[c], params[c], slots[:, c])
     carry[:] = 0.0
     if table is not None:
-        update_table(problem, settings, paces, table, at_slots, counters[STEP], outputs, room)
+        update_slots(problem, settings, paces, few, n, counters[STEP], outputs, room)
+        for begin in range(0, len(at_slots), ROOM):
+            m = bring_some(table, at_slots, begin, numbers, few)
+            update_slots(problem, settings, paces, few, m, counters[STEP], outputs, room)
+            return_slots(table, numbers.ctypes.data, m, few)
         counters[TOUCHED] = 0
     counters[STEP] += 1
     counters[CARRIED] = 0
     return still_finite(paces, counters, failed)
+
+
+@jit
+def bring_some(table, at_slots, begin, numbers, few):
+    """Copy up to `ROOM` slots from ``at_slots[begin]`` on to the first of ``few``; return how many."""
+    n = min(ROOM, len(at_slots) - begin)
+    for k in range(n):
+        numbers[k] = at_slots[begin + k]
+    ask_for(table, numbers.ctypes.data, 0, n)
+    bring_slots(table, numbers.ctypes.data, n, few)
+    return n
 
 
 @jit
@@ -114,6 +137,9 @@ def still_finite(paces, counters, failed):
 def drain(
     rows,  # float32[capacity, stride]: encoded rows
     cells,  # the same as uint32
+    unique,  # uint32[k]: slots of each tile, as `streamgd.kernels.slots` lists them for this range; None without table
+    places,  # uint32[h]: where among them each hash has its slot
+    counts,  # int64[t]: how many each tile has
     order,  # uint32[n]: the order in which to take them
     start,
     stop,  # the range of ``order`` to take now
@@ -138,7 +164,7 @@ def drain(
     """Train on a range of rows, as long as a model has finite weights."""
     p, models = params.shape[1] - 1, len(failed)
     classes = len(params) // models
-    tile = max(4, min(TILE, TILE_CELLS // rows.shape[1]))
+    tile = tile_rows(rows.shape[1])
     c_padded = 1
     if outputs is not None:
         c_padded = -(-len(params) // OUTPUTS) * OUTPUTS
@@ -149,14 +175,22 @@ def drain(
     y, w, value = np.empty(tile, np.float32), np.empty(tile, np.float32), np.zeros(room_for, np.float32)
     paces, class_sums = np.zeros((models, 3)), np.empty(room_for, np.float32)
     if table is not None:
-        fresh, room, sums = np.empty((2, ROOM + 1), np.int64), np.zeros((4, ROOM)), np.empty(len(params), np.float32)
+        room, sums = np.zeros((4, ROOM)), np.empty(len(params), np.float32)
+        tiles, unique_at, places_at, most = 0, unique.ctypes.data, places.ctypes.data, ROOM
+        for k in range(len(counts)):
+            most = max(most, counts[k])
+        few = np.empty((most, table.shape[1]), np.float32)
+        few_marks = few.view(np.int32)
+        if len(counts) > 0:
+            ask_for(table, unique_at, 0, counts[0])
     else:
-        fresh, room, sums = None, None, None
+        room, sums, few = None, None, None
+    held, held_at = -1, 0  # slots of a whole mini-batch
     stale = True
     i = start
     while True:
         if counters[CARRIED] == problem.batch_size or (last and i == stop and counters[CARRIED] > 0):
-            if not finish_batch(
+            going = finish_batch(
                 problem,
                 settings,
                 inverse_scale,
@@ -166,12 +200,18 @@ def drain(
                 carry,
                 table,
                 marks,
+                few,
+                held,
                 touched,
                 counters,
                 failed,
                 paces,
                 room,
-            ):
+            )
+            if table is not None and held >= 0:
+                return_slots(table, held_at, held, few)
+                held = -1
+            if not going:
                 return
             stale = True
         if i == stop:
@@ -199,25 +239,15 @@ def drain(
         else:
             many_margins(rows, order, i, n, weights, intercepts, z)
         if table is not None:
-            touch_slots(
-                cells,
-                order,
-                i,
-                n,
-                stop,
-                at,
-                problem,
-                settings,
-                paces,
-                table,
-                marks,
-                touched,
-                counters,
-                len(params),
-                fresh,
-                room,
-            )
-            table_margins(rows, cells, order, i, n, at, factor, table, outputs, sums, z)
+            found = counts[tiles]
+            bring_slots(table, unique_at, found, few)
+            alone = counters[CARRIED] == 0 and (n == problem.batch_size or (last and i + n == stop))
+            if not alone:
+                list_touched(few_marks, unique_at, found, touched, counters)
+            settle_slots(problem, settings, paces, few, few_marks, found, counters[STEP], len(params), room)
+            if tiles + 1 < len(counts):
+                ask_for(table, unique_at, found, found + counts[tiles + 1])
+            hashes = table_margins(rows, cells, order, i, n, at, factor, outputs, places_at, few, sums, z)
         whole = -(-n // SUMS) * SUMS
         weight = np.float64(n)
         if at.w >= 0:
@@ -250,7 +280,12 @@ def drain(
         else:
             add_many_gradients(rows, order, i, n, derivative, tile_sum, carry[:, :p])
         if table is not None:
-            table_gradient(rows, cells, order, i, n, at, factor, problem, table, outputs, sums, derivative)
+            table_gradient(rows, cells, order, i, n, at, factor, problem, outputs, places_at, few, sums, derivative)
+            if alone:
+                held, held_at = found, unique_at
+            else:
+                return_slots(table, unique_at, found, few)
+            tiles, unique_at, places_at = tiles + 1, unique_at + 4 * found, places_at + 4 * hashes
         counters[CARRIED] += n
         counters[ROWS] += n
         i += n

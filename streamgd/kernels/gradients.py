@@ -33,11 +33,12 @@ OUTPUTS = 4
 def fetch(rows, order, start, n, stop, at, y, w):
     """Targets and sample weights of rows ``order[start : start + n]``; rows that come later are asked for."""
     stride, base = rows.shape[1] * 4, rows.ctypes.data
-    lines = min(stride, _PREFETCHED_BYTES)
+    needed = stride if at.n_text > 0 else 4 * max(at.width, at.y + 1, at.w + 1)  # but for hashes, which are listed
+    lines = -(-min(needed, _PREFETCHED_BYTES) // 64)
     for i in range(n):
         ahead = base + np.int64(order[min(start + i + AHEAD, stop - 1)]) * stride
-        for line in range(0, lines, 64):
-            prefetch(ahead + line)
+        for line in range(lines):
+            prefetch(ahead + 64 * line)
         row = base + np.int64(order[start + i]) * stride
         y[i] = float32_at(row, at.y)
         if at.w >= 0:

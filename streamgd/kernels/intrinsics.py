@@ -165,6 +165,18 @@ def put_eight_bytes(typing_context: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
+def copy_sixteen_bytes(typing_context: Any, source: Any, out: Any) -> Any:
+    """Copy sixteen bytes from an address to another (int64)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.VectorType(_I32, 4).as_pointer()
+        builder.store(builder.load(builder.inttoptr(args[0], kind), align=4), builder.inttoptr(args[1], kind), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
 def ones(typing_context: Any, word: Any) -> Any:
     """Return how many bits of a uint64 are 1."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from .intrinsics import kernel, uint32_at
 from .losses import evaluate, softmax
-from .tables import hashes_of
+from .slots import hashes_of
 
 TILE = 64
 

@@ -15,6 +15,7 @@ from .layout import encode_columns
 from .moments import add_moments
 from .problem import Problem
 from .shuffle import permutation
+from .slots import list_tiles
 from .tables import average_table
 from .thrift import HEADER_FIELDS, chunk_pages
 from .tiles import LANES
@@ -55,9 +56,11 @@ def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
     marks = None if table is None else table.view(np.int32)
     params, counters = np.zeros((models, 2)), np.zeros(4, np.int64)
     slots = np.zeros((2, *params.shape))
+    listed = (nothing, nothing, none) if hashed else (None, None, None)
     drain(
         rows,
         cells if hashed else None,
+        *listed,
         order,
         0,
         0,
@@ -80,6 +83,7 @@ def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
         np.full(models, -1, np.int64),
     )
     if hashed:
+        list_tiles(cells, order, 0, 0, at, 1, 1, 0, nothing, nothing, none)
         strings = none[:0], 0, 0, 0, np.uint32(0), np.uint32(0)
         hash_strings(*strings, nothing)
         plain_hashes(0, 0, np.uint32(0), nothing)

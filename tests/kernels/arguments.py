@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from streamgd.kernels.drain import CARRIED
 from streamgd.kernels.problem import Problem
+from streamgd.kernels.slots import list_tiles
 from streamgd.losses import LOSSES, Loss
 from streamgd.optimizers import EPSILON_PLACE, OPTIMIZERS, PLACES, Optimizer
 from streamgd.schedules import SCHEDULES, Schedule
@@ -47,4 +49,28 @@ def targets(loss: Loss, rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.poisson(1.0, n).astype(np.float64) if loss.link == "log" else rng.normal(size=n)
 
 
-__all__ = ["LOSSES", "SCHEDULES", "STEPPING", "loss_args", "optimizer_args", "problem", "schedule_args", "targets"]
+def listed(cells, order, start, stop, at, table, batch_size, counters):
+    """What `drain` is told of the slots of rows ``order[start:stop]``; Nones if there is no table."""
+    if table is None:
+        return None, None, None
+    many = (stop - start) * (at.n_index + (10_000 if at.n_text else 0))
+    unique, places = np.zeros(many + 1, np.uint32), np.zeros(many, np.uint32)
+    counts = np.zeros(max(1, stop - start), np.int64)
+    tiles, rows, _ = list_tiles(
+        cells, order, start, stop, at, len(table), batch_size, int(counters[CARRIED]), unique, places, counts
+    )
+    assert rows == stop - start
+    return unique, places, counts[:tiles]
+
+
+__all__ = [
+    "LOSSES",
+    "SCHEDULES",
+    "STEPPING",
+    "listed",
+    "loss_args",
+    "optimizer_args",
+    "problem",
+    "schedule_args",
+    "targets",
+]

@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from streamgd.features import Layout
 from streamgd.kernels import problem as kernels
 from streamgd.kernels import reference, reference_losses
-from streamgd.kernels.drain import CARRIED, LOSS, ROWS, STEP, TILE, TILE_CELLS, WEIGHT, drain, predict
+from streamgd.kernels.drain import CARRIED, LOSS, ROWS, STEP, WEIGHT, drain, predict
 from streamgd.kernels.gradients import OUTPUTS
+from streamgd.kernels.slots import TILE_ROWS as TILE
+from streamgd.kernels.slots import tile_rows
 from streamgd.kernels.tables import average_table
 from streamgd.losses import LOSSES, Loss
 from streamgd.optimizers import OPTIMIZERS, Optimizer
 from streamgd.schedules import SCHEDULES, Schedule
 
-from .arguments import STEPPING, loss_args, optimizer_args, schedule_args, targets
+from .arguments import STEPPING, listed, loss_args, optimizer_args, schedule_args, targets
 
 ALL_ROWS = 1 << 62
 BATCH_SIZES = (1, 2, 3, 4, 5, 7, 32, 64, 100, TILE - 1, TILE, TILE + 1, 300, 2 * TILE, 1000, ALL_ROWS)
@@ -87,7 +89,7 @@ class Problem:
     @property
     def tile(self):
         """Rows of a tile: a cut between tiles changes no bit."""
-        return max(4, min(TILE, TILE_CELLS // self.rows.shape[1]))
+        return tile_rows(self.rows.shape[1])
 
     @property
     def factor(self):
@@ -144,15 +146,16 @@ class Problem:
 
     def run(self, state, start=0, stop=None, last=False, *, kernel=drain, side_by_side=None):
         stop = self.n if stop is None else stop
-        table = state.table
+        table, cells, at = state.table, self.rows.view(np.uint32), self.layout.cells
         kernel(
             self.rows,
-            None if table is None else self.rows.view(np.uint32),
+            None if table is None else cells,
+            *listed(cells, self.order, start, stop, at, table, self.batch_size, state.counters),
             self.order,
             start,
             stop,
             last,
-            self.layout.cells,
+            at,
             self.kernel,
             side_by_side,
             None if len(state.params) == 1 else len(state.params),

@@ -20,7 +20,7 @@ from streamgd.losses import LOSSES
 from streamgd.optimizers import OPTIMIZERS
 from streamgd.schedules import SCHEDULES
 
-from .arguments import STEPPING, optimizer_args, schedule_args
+from .arguments import STEPPING, listed, optimizer_args, schedule_args
 
 every_optimizer = pytest.mark.parametrize("optimizer", STEPPING.values(), ids=STEPPING)
 LAYOUT, WEIGHTED, SLOTS = Layout(0, True, n_index=1), Layout(0, True, True, n_index=1), 8
@@ -71,8 +71,10 @@ class Run:
         order = np.arange(len(rows), dtype=np.uint32)
         state = params, slots, params.copy(), self.table, self.table.view(np.int32), self.touched, self.counters
         failed = np.full(1, -1)
+        cells, at = rows.view(np.uint32), layout.cells
+        lists = listed(cells, order, 0, len(rows), at, self.table, self.problem.batch_size, self.counters)
         drain(
-            rows, rows.view(np.uint32), order, 0, len(rows), False, layout.cells, self.problem, None, several,
+            rows, cells, *lists, order, 0, len(rows), False, at, self.problem, None, several,
             np.zeros(0), np.zeros(1), nothing, *state, np.zeros((1, 2)), failed,
         )  # fmt: skip
         return failed[0]
@@ -158,8 +160,8 @@ def test_features_of_every_mini_batch_learn_as_dense_ones_do(optimizer, outputs)
     state = params, slots, carry, None, None, run.touched, np.zeros(4, np.int64)
     several = None if outputs == 1 else outputs
     drain(
-        rows, None, order, 0, n, False, layout.cells, run.problem, None, several, np.ones(4), spread, np.zeros((2, 0)),
-        *state, np.zeros((1, 2)), np.full(1, -1),
+        rows, None, None, None, None, order, 0, n, False, layout.cells, run.problem, None, several, np.ones(4), spread,
+        np.zeros((2, 0)), *state, np.zeros((1, 2)), np.full(1, -1),
     )  # fmt: skip
     assert run.learn(hashes, y) == -1
     assert np.abs(params[:, :4]).max() > 0.01

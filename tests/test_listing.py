@@ -1,0 +1,88 @@
+"""Tiles are the same with and without a thread that lists them ahead, wherever a call ends."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamgd import listing
+from streamgd.data.stream import Window
+from streamgd.errors import DataError
+from streamgd.features import Layout
+from streamgd.kernels import reference
+from streamgd.kernels.slots import PLACE_BITS
+from streamgd.listing import Lister
+
+LAYOUT, SLOTS = Layout(1, True, False, 3), 64
+
+
+def made(n, seed=0, layout=LAYOUT):
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, 2**32, (n, layout.stride), dtype=np.uint32)
+    return Window(rows.view(np.float32), rng.permutation(n).astype(np.uint32), 0, 0, True, 0, 0, [])
+
+
+def job_of(batch_size, layout=LAYOUT):
+    return SimpleNamespace(encoder=SimpleNamespace(layout=layout), problem=SimpleNamespace(batch_size=batch_size))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(1, 1500),
+    batch_size=st.sampled_from([1, 100, 256, 1000]),
+    call=st.integers(1, 900),
+    cuts=st.lists(st.integers(1, 1500), max_size=4),
+    room=st.sampled_from([1, 800, 1 << 19]),
+    ahead=st.booleans(),
+)
+def test_tiles_are_those_of_the_twin(n, batch_size, call, cuts, room, ahead):
+    job, windows = job_of(batch_size), [made(n), made(n, 1)]
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        patch.setattr(listing, "LISTED_HASHES", room)
+        lister = Lister(SLOTS, pool if ahead else None)
+        for window in windows:
+            start = carried = 0
+            while start < n:
+                boundary = min(n, (start // call + 1) * call)
+                stop = min([cut for cut in cuts if cut > start] + [boundary])
+                cells, at = window.rows.view(np.uint32), LAYOUT.cells
+                expected = reference.list_tiles(cells, window.order, start, stop, at, SLOTS, batch_size, carried)
+                then = min(n, (stop // call + 1) * call)
+                for tiles in lister.tiles(job, window, start, stop, carried, then):
+                    assert tiles.start == start
+                    slots, places = tiles.unique, tiles.places
+                    for count in tiles.counts.tolist():
+                        rows, expected_slots, expected_places = expected.pop(0)
+                        assert slots[:count].tolist() == expected_slots
+                        assert places[: len(expected_places)].tolist() == expected_places
+                        slots, places, start = slots[count:], places[len(expected_places) :], start + rows
+                        carried = (carried + rows) % batch_size
+                    assert tiles.stop == start
+                assert not expected
+                assert start == stop
+
+
+def test_without_hashed_features_rows_are_taken_at_once():
+    tiles = list(Lister(0).tiles(job_of(10), made(100), 20, 90, 0, 100))
+    assert [tile[:2] for tile in tiles] == [(20, 90)]
+    assert tiles[0].unique is tiles[0].places is tiles[0].counts is None
+
+
+def test_no_rows_are_still_taken_since_they_may_end_an_epoch():
+    (tiles,) = Lister(SLOTS).tiles(job_of(10), made(0), 0, 0, 3, 0)
+    assert tiles[:2] == (0, 0)
+    assert len(tiles.counts) == 0
+
+
+def test_texts_that_are_too_long_are_refused():
+    layout = Layout(1, True, False, 0, 0, 1)
+    window = made(300, layout=layout)
+    window.rows.view(np.uint32)[:, layout.cells.text + 2] = 1 << 20
+    with pytest.raises(DataError, match=r"268,435,456 words and n-grams in all.*may have 67,108,864"):
+        list(Lister(SLOTS).tiles(job_of(256, layout), window, 0, 300, 0, 300))
+    assert 1 << PLACE_BITS < 256 << 20
