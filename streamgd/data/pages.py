@@ -118,7 +118,8 @@ class ChunkTable:
         if not self._fits or len(self._leaves) != self._n:
             raise UnreadableShard(f"{where}: the footer of its shard does not fit its schema; write it again")
         if self._wanted is None or self._wanted[0] != columns:
-            self._wanted = columns, np.flatnonzero([name in columns for name, _ in self._leaves])
+            names = frozenset(columns)  # of 10,000 in a list, each would be looked for along it
+            self._wanted = columns, np.flatnonzero([name in names for name, _ in self._leaves])
         table, chosen = self._table[row_group * self._n + self._wanted[1]], [self._leaves[k] for k in self._wanted[1]]
         chunks = Chunks(table, [name for name, _ in chosen], np.array([nested for _, nested in chosen], bool))
         return chunks.some(table[:, ENCRYPTED] == 0) if table[:, ENCRYPTED].any() else chunks
