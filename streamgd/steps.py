@@ -66,8 +66,8 @@ def advance_in_windows(
     )
     slots = job.encoder.spec.n_slots
     ahead = ThreadPoolExecutor(1, "streamgd-list") if slots and feed.memory.n_jobs > 1 else None
-    # No thread is left when an error ends the loop.
-    with ahead or nullcontext(), closing(iter(stream)) as windows:  # type: ignore[type-var]
+    # When an error ends the loop, no thread is left; who lists slots ends first, since it reads the window.
+    with closing(iter(stream)) as windows, ahead or nullcontext():  # type: ignore[type-var]
         lister = Lister(slots, ahead)
         while (window := fetched(windows, keeper)) is not None:
             begun = start.rows if (window.epoch, window.index) == start[:2] else 0
