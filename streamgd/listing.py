@@ -98,11 +98,10 @@ class Lister:
         then : int
             Where the rows end that are likely asked for after these.
         """
-        if not self.slots or start == stop:
-            nothing = np.zeros(0, np.uint32), np.zeros(0, np.uint32), np.zeros(0, np.int64)
-            yield Tiles(start, stop, *nothing) if self.slots else Tiles(start, stop)
+        if not self.slots:
+            yield Tiles(start, stop)
             return
-        while start < stop:
+        while True:
             found = self._take(job, Wanted(window, start, stop, carried))
             carried, start = (carried + found.stop - start) % job.problem.batch_size, found.stop
             end = stop if start < stop else then
@@ -111,6 +110,8 @@ class Lister:
                 self._next = wanted, Task(partial(self._list, job, wanted))
                 self.pool.submit(self._next[1].run)
             yield found
+            if start == stop:  # there may have been none, which still end an epoch
+                return
 
     def _take(self, job: Job, wanted: Wanted) -> Tiles:
         """The tiles that are listed already, if they are those that are wanted; else they are listed now."""
@@ -140,7 +141,7 @@ class Lister:
                 room.places,
                 room.counts,
             )
-            if tiles:
+            if tiles or start == stop:
                 break
             room.grow(hashes)
         return Tiles(start, start + rows, room.unique, room.places, room.counts[:tiles])
