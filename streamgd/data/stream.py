@@ -178,7 +178,8 @@ class WindowStream:
             if not filling:
                 return
             epoch, index, rows, tasks = filling.popleft()
-            n, skipped, lost, texts = self._gather(rows, tasks)
+            ahead = [task for *_, later in filling for task in later] if pool is not None else []
+            n, skipped, lost, texts = self._gather(rows, tasks, ahead)
             order = self.plan.row_order(epoch, index, n)
             yield Window(rows, order, epoch, index, index == self.plan.n_windows - 1, skipped, lost, texts)
             texts.clear()
@@ -260,17 +261,21 @@ class WindowStream:
         return _Filled(place, run.rows, out - place, 0, thread_time() - began - encoding, encoding, texts, waiting)
 
     def _gather(
-        self, rows: NDArray[np.float32], tasks: Sequence[Task[_Filled]]
+        self, rows: NDArray[np.float32], tasks: Sequence[Task[_Filled]], ahead: Sequence[Task[_Filled]] = ()
     ) -> tuple[int, int, int, list[NDArray[np.uint32]]]:
         """Wait until a window is full, and close the gaps of rows that are not there.
 
+        While others are at its last tasks, do those of the windows ``ahead``.
         Gives the number of its rows, of those without a target, and of those that are lost; and the hashes of texts.
         """
         n = skipped = lost = 0
         texts: list[NDArray[np.uint32]] = []
         for task in tasks:
             task.run()
+        later = iter(ahead)
         for task in tasks:
+            while not task.done and (one := next(later, None)) is not None:
+                one.run()
             began = perf_counter()
             filled = task.result()
             self.times.waiting += perf_counter() - began

@@ -36,16 +36,22 @@ class Task(Generic[Result]):
         self._result: Result | None = None
         self._error: BaseException | None = None
 
-    def run(self) -> None:
-        """Do the work, unless another thread does it or has done it."""
+    @property
+    def done(self) -> bool:
+        """Whether it is done."""
+        return self._done.is_set()
+
+    def run(self) -> bool:
+        """Do the work, unless another thread does it or has done it; return whether it was done here."""
         if not self._claim.acquire(blocking=False):
-            return
+            return False
         try:
             self._result = self._function()
         except BaseException as error:
             self._error = error
         del self._function
         self._done.set()
+        return True
 
     def result(self) -> Result:
         """Its result, or what it raised."""
