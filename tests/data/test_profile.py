@@ -320,6 +320,35 @@ def test_hashed_features_of_small_data_are_counted():
     assert scales.text_bytes == 12
 
 
+def test_hashed_features_are_counted_alike_in_files_and_in_tables():
+    """A file is read page by page where it can be, a table never is; texts and pairs are read by Arrow in both."""
+    rng = np.random.default_rng(0)
+    rows = 9000
+    table = pa.table(
+        {
+            "few": pa.array([None if i == 3 else f"f{i}" for i in rng.integers(0, 30, rows)]),
+            "many": pa.array([f"m{i}" for i in rng.integers(0, 10**9, rows)]),
+            "number": pa.array(rng.integers(0, 40, rows)),
+            "x": pa.array(rng.normal(size=rows), from_pandas=True),
+            "t": pa.array([f"word{i} and so{i % 7}" for i in rng.integers(0, 300, rows)]),
+        }
+    )
+    selections = (
+        Selection(drop=("t",), categorical=("number",)),
+        Selection(drop=("t",), interactions=(("few", "many"), ("x", "few"))),
+        Selection(text=("t",)),
+    )
+    with TemporaryDirectory() as directory:
+        sgst.write_shards(directory, table, [[5000, 4000]])
+        for selection in selections:
+            found = [measure(source, selection=selection) for source in (ParquetSource(directory), TableSource(table))]
+            for name in ("distinct", "words", "varied"):
+                one, other = (getattr(scales, name) for scales in found)
+                assert one == other, (name, selection)
+            assert found[0].varied == ("many",)
+            np.testing.assert_allclose(found[0].mean, found[1].mean, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("cardinality", [100, 100_000, 10_000_000])
 def test_the_number_of_distinct_values_is_estimated_from_the_sample(cardinality):
     """Within a factor of 2, though most values of the sample may come once."""
