@@ -263,18 +263,23 @@ def average_table(problem, table, marks, counters, outputs, output, share, avera
 
     Of one output, or of those from ``output`` on that ``average`` has room for.
     """
-    step, last = counters[STEP], marks.shape[1] - 1
+    step, last, slots = counters[STEP], marks.shape[1] - 1, problem.slots
     eta = learning_rate(problem.schedule, problem.schedule_args, step)
-    since, room = np.empty(ROOM, np.int64), np.zeros((3, ROOM))
+    picked, since, room = np.empty(ROOM, np.int64), np.empty(ROOM, np.int64), np.zeros((3, ROOM))
     w, a, b = room[0], room[1], room[2]
     for first in range(0, len(table), ROOM):
-        m = min(ROOM, len(table) - first)
-        for k in range(m):
-            since[k] = _since(marks[first + k, last], step)
-        for k in range(average.shape[1]):
-            _gather(table, first, m, output + k, outputs, problem.slots, w, a, b)
-            _settle(problem, eta, step, m, since, w, a, b)
-            for i in range(m):
-                before = average[first + i, k]
-                after = np.float32(before + share * (w[i] - before))
-                average[first + i, k] = before if marks[first + i, last] == 0 else after
+        n = 0
+        for k in range(first, min(first + ROOM, len(table))):
+            picked[n], since[n] = k, _since(marks[k, last], step)
+            n += marks[k, last] != 0  # most of a large table was never touched
+        for c in range(average.shape[1]):
+            for i in range(n):
+                w[i] = table[picked[i], output + c]
+                if slots > 0:
+                    a[i] = table[picked[i], outputs + output + c]
+                if slots > 1:
+                    b[i] = table[picked[i], 2 * outputs + output + c]
+            _settle(problem, eta, step, n, since, w, a, b)
+            for i in range(n):
+                before = average[picked[i], c]
+                average[picked[i], c] = np.float32(before + share * (w[i] - before))
