@@ -34,8 +34,11 @@ _PHYSICAL = {
     pa.float64(): _DOUBLE,
     pa.bool_(): BOOLEAN,
 }
-#: Larger column chunks are read into memory of their own.
-_KEPT_BYTES = 4 << 20
+#: Larger column chunks are not read at once, only so much where headers of pages are.
+_KEPT_BYTES, _HEADER_BYTES = 4 << 20, 4 << 10
+
+
+_NONE = np.empty(0, np.uint8)
 
 
 class NotDirect(Exception):
@@ -46,7 +49,8 @@ class _Memory(threading.local):
     """What each thread uses again and again."""
 
     def __init__(self) -> None:
-        self._buffer = np.empty(0, np.uint8)
+        self._headers = np.empty((64, thrift.HEADER_FIELDS), np.int64)
+        self._buffer = _NONE
         self._codecs: dict[int, Any] = {}
 
     def codec(self, number: int) -> Any:
@@ -54,6 +58,12 @@ class _Memory(threading.local):
         if number not in self._codecs:
             self._codecs[number] = pa.Codec(CODECS[number])
         return self._codecs[number]
+
+    def headers(self, found: int) -> NDArray[np.int64]:
+        """Memory for headers, for more of them the more there are."""
+        if found >= len(self._headers):
+            self._headers = np.empty((16 * len(self._headers), thrift.HEADER_FIELDS), np.int64)
+        return self._headers
 
     def buffer(self, size: int) -> NDArray[np.uint8]:
         """Memory for so many bytes until the thread asks again."""
@@ -132,89 +142,177 @@ class RawRowGroup:
 
 
 class Page(NamedTuple):
-    """A page whose bytes are unpacked: its address, end and values, their encoding, and bytes of the bits of nulls.
+    """A page whose bytes are unpacked.
 
-    These are 0 if it has none, and -1 if the page says so itself.
+    Attributes
+    ----------
+    at, end : int
+        Address and end of its bytes.
+    values, stop : int
+        Values, nulls among them, and the row of the row group at which they end.
+    encoding : int
+        Encoding of the values.
+    levels : int
+        Bytes of the bits of nulls, 0 if it has none, -1 if the page says so itself.
     """
 
     at: int
     end: int
     values: int
+    stop: int
     encoding: int
     levels: int
 
 
 class Chunk:
-    """The pages of a column chunk, unpacked: a dictionary or none, and pages of values; alive as long as this."""
+    """A column chunk, whose pages are unpacked when they are wanted, and let go of when they are done.
 
-    def __init__(self, raw: RawRowGroup, name: str) -> None:
+    Parameters
+    ----------
+    raw : RawRowGroup
+        Its row group.
+    name : str
+        Its column.
+    start, stop : int
+        Rows that will be wanted first.
+
+    Attributes
+    ----------
+    dictionary : Page or None
+        The dictionary, of plain values; it lives as long as the chunk.
+    encodings : set of int
+        Encodings of all pages of values.
+    """
+
+    def __init__(self, raw: RawRowGroup, name: str, start: int, stop: int) -> None:
         chunk = raw.chunks[name]
         codec, size, self.physical = chunk[thrift.CODEC], chunk[thrift.COMPRESSED], chunk[thrift.PHYSICAL]
         if (codec and codec not in CODECS) or size < 0 or self.physical != raw.flat.physical[name]:
             raise NotDirect("codec or type")
-        memory = _memory.buffer(size) if codec else np.empty(size, np.uint8)
-        if raw.read(memory, chunk[thrift.START]) != size:
-            raise NotDirect("sizes")
-        self._raw: Any = pa.py_buffer(memory)
-        self._at = self._raw.address
-        self._alive: list[Any] = [] if codec else [memory]
+        self._file, self._begin = raw, chunk[thrift.START]
         self._codec = _memory.codec(codec) if codec else None
         self.kind, self._nullable = raw.flat.types[name], raw.flat.nullable[name]
+        self._alive: list[tuple[int, Any]] = []
+        self._raw, self._from = pa.py_buffer(b""), 0
         self.dictionary: Page | None = None
-        self.pages: list[Page] = []
+        self._pages, self._stops, self.encodings = list[list[int]](), list[int](), set[int]()
         unpacked = rows = 0
-        for header in _headers(memory, codec == _SNAPPY):
-            unpacked += header[thrift.SIZE]
-            if unpacked > chunk[thrift.UNCOMPRESSED] or header[thrift.CHECKSUM] >= 0 or header[thrift.COUNT] < 0:
+        for header in self._headers(size, codec == _SNAPPY):
+            kind, large, _, values, encoding, _, checksum, _, _, _, _ = header
+            unpacked += large
+            if unpacked > chunk[thrift.UNCOMPRESSED] or checksum >= 0 or values < 0:
                 raise NotDirect("sizes, or checksums")
-            rows += header[thrift.COUNT] if header[thrift.TYPE] != thrift.DICTIONARY_PAGE else 0
-            self._add(header)
-        self._raw = None  # it may be the thread's
+            if kind != thrift.DICTIONARY_PAGE:
+                rows += values
+                self._pages.append(header)
+                self._stops.append(rows)
+                self.encodings.add(encoding)
+            elif self._pages or self.dictionary or encoding not in (PLAIN, PLAIN_DICTIONARY):
+                raise NotDirect("dictionary")
+            else:
+                self._reach(header, header)
+                self.dictionary = self._unpack(header, raw.rows)
         if rows != raw.rows:
             raise NotDirect("rows")
+        self._next, self._ready = 0, list[Page]()
+        self.seek(start)
+        self._ready, self._from = self._unpack_to(stop), -1  # as long as what was read for the headers is there
 
-    def _add(self, header: list[int]) -> None:
+    def seek(self, row: int) -> int:
+        """Pass over all pages that are not given away and end before a row; return where the next begins."""
+        if self._ready:
+            self._ready = [page for page in self._ready if page.stop > row]
+        if self._ready:
+            return self._ready[0].stop - self._ready[0].values
+        while self._next < len(self._stops) and self._stops[self._next] <= row:
+            self._next += 1
+        return self._stops[self._next - 1] if self._next else 0
+
+    def pages(self, start: int, stop: int) -> list[Page]:
+        """The next pages, up to that in which the row before ``stop`` is; those that end by ``start`` are let go of."""
+        if start:
+            self._alive = [(end, memory) for end, memory in self._alive if end > start]
+        found = self._ready
+        if not found or found[-1].stop < stop:
+            found += self._unpack_to(stop)
+        given = len(found)
+        while given and found[given - 1].stop - found[given - 1].values >= stop:
+            given -= 1
+        self._ready = found[given:]
+        return found[:given]
+
+    def _unpack_to(self, stop: int) -> list[Page]:
+        """Unpack the next pages up to a row."""
+        first, last = self._next, self._next
+        while last < len(self._stops) and (self._stops[last - 1] if last else 0) < stop:
+            last += 1
+        if first == last:
+            return []
+        self._reach(self._pages[first], self._pages[last - 1])
+        found = [self._unpack(self._pages[k], self._stops[k]) for k in range(first, last)]
+        self._next, self._from = last, -1  # the memory may be the thread's
+        return found
+
+    def _reach(self, first: list[int], last: list[int]) -> None:
+        """Make sure that the pages from one header to another are read."""
+        low, high = first[thrift.BODY], last[thrift.BODY] + last[thrift.IN_FILE]
+        if self._from < 0 or low < self._from or high > self._from + self._raw.size:
+            self._read(low, high - low)
+
+    def _read(self, at: int, size: int) -> NDArray[np.uint8]:
+        """Read some of its bytes."""
+        memory = _memory.buffer(size) if self._codec else np.empty(size, np.uint8)
+        if self._file.read(memory, self._begin + at) != size:
+            raise NotDirect("sizes")
+        self._raw, self._from = pa.py_buffer(memory), at
+        return memory
+
+    def _headers(self, size: int, snappy: bool) -> list[list[int]]:
+        """Headers of all pages."""
+        found: list[list[int]] = []
+        at, wanted = 0, size if size <= _KEPT_BYTES else _HEADER_BYTES
+        while at < size:
+            headers, data = _memory.headers(len(found)), self._read(at, min(wanted, size - at))
+            n, then = thrift.chunk_pages(data, size - at, snappy, headers)
+            if n < 0 or (n == 0 and len(data) == size - at):
+                raise NotDirect("headers")
+            wanted *= 1 if n else 16
+            if at:
+                headers[:n, thrift.BODY] += at
+            found += headers[:n].tolist()
+            at += then
+        return found
+
+    def _unpack(self, header: list[int], stop: int) -> Page:
+        """A page, whose memory lives until its last row is done."""
         kind, size, in_file, values, encoding, levels, _, lists, nulls, compressed, body = header
-        if kind == thrift.DICTIONARY_PAGE and self.dictionary is None and not self.pages:
-            if encoding not in (PLAIN, PLAIN_DICTIONARY):
-                raise NotDirect("dictionary")
-            self.dictionary = Page(*self._unpacked(body, in_file, size), values, PLAIN, 0)
-        elif kind == thrift.DATA_PAGE and (levels == _RLE or not self._nullable):
+        body, prefix = body - self._from, 0
+        if kind == thrift.DICTIONARY_PAGE or (kind == thrift.DATA_PAGE and (levels == _RLE or not self._nullable)):
             levels = -1 if self._nullable else 0
-            self.pages.append(Page(*self._unpacked(body, in_file, size), values, encoding, levels))
         elif kind == thrift.DATA_PAGE_V2 and lists == 0 and 0 <= nulls <= min(in_file, size):
-            if self._codec is None:
-                place = self._at + body, self._at + body + in_file
-            elif compressed == 0:
-                place = self._kept(pa.py_buffer(self._raw.slice(body, in_file).to_pybytes()))
-            else:
-                at, end = self._unpacked(body + nulls, in_file - nulls, size - nulls)
-                place = self._joined(body, nulls, at, end) if self._nullable else (at, end)
-            self.pages.append(Page(*place, values, encoding, nulls if self._nullable else 0))
+            prefix, levels = nulls, nulls if self._nullable else 0  # the bits of nulls are never packed
         else:
             raise NotDirect("page")
-
-    def _unpacked(self, body: int, in_file: int, size: int) -> tuple[int, int]:
-        """Address and end of what some bytes of the chunk are when they are unpacked."""
-        if self._codec is None or not size:
-            return self._at + body, self._at + body + size
-        return self._kept(self._codec.decompress(self._raw.slice(body, in_file), size))
-
-    def _kept(self, buffer: Any) -> tuple[int, int]:
-        """Address and end of some bytes that live as long as the chunk."""
-        self._alive.append(buffer)
+        if self._codec is None or compressed == 0:
+            if in_file != size:
+                raise NotDirect("sizes")
+            buffer = self._raw.slice(body, size)
+            if self._codec is not None:
+                buffer = pa.py_buffer(buffer.to_pybytes())
+        elif size == prefix:
+            buffer = pa.py_buffer(self._raw.slice(body, size).to_pybytes())
+        else:
+            buffer = self._codec.decompress(self._raw.slice(body + prefix, in_file - prefix), size - prefix)
+            if levels > 0:
+                bits = np.frombuffer(self._raw.slice(body, prefix), np.uint8)
+                buffer = pa.py_buffer(np.concatenate([bits, np.frombuffer(buffer, np.uint8)]))
+        self._alive.append((stop, buffer))
         at = buffer.address
-        return at, at + buffer.size
+        return Page(at, at + buffer.size, values, stop, encoding, levels)
 
-    def _joined(self, body: int, nulls: int, at: int, end: int) -> tuple[int, int]:
-        """Bits of nulls, which are never packed, before the values that they are of."""
-        data = np.frombuffer(self._raw.slice(body, nulls), np.uint8)
-        values = np.frombuffer(self._alive.pop(), np.uint8)[: end - at]
-        return self._kept(pa.py_buffer(np.concatenate([data, values])))
-
-    def keep(self, memory: Any) -> None:
-        """Let memory live as long as the chunk."""
-        self._alive.append(memory)
+    def keep(self, memory: Any, stop: int) -> None:
+        """Let memory live until a row is done."""
+        self._alive.append((stop, memory))
 
     def values(self, at: int, end: int, most: int) -> Any:
         """Plain values between two addresses, at most so many, as an array of Arrow's."""
@@ -231,19 +329,6 @@ class Chunk:
         return pa.Array.from_buffers(self.kind, most, [None, data])
 
 
-def _headers(data: NDArray[np.uint8], snappy: bool) -> list[list[int]]:
-    """Headers of the pages of a chunk."""
-    most = 64
-    while True:
-        headers = np.empty((most, thrift.HEADER_FIELDS), np.int64)
-        if (n := int(thrift.chunk_pages(data, snappy, headers))) >= 0:
-            found: list[list[int]] = headers[:n].tolist()
-            return found
-        if n == -1 or most > len(data):
-            raise NotDirect("headers")
-        most *= 16
-
-
 def _strings(at: int, end: int, most: int, kind: Any) -> Any:
     """Strings that stand one after the other, each after its length."""
     data, place = pa.foreign_buffer(at, end - at).to_pybytes(), 0
@@ -257,13 +342,12 @@ def _strings(at: int, end: int, most: int, kind: Any) -> Any:
     return pa.array(found, pa.large_binary()).cast(kind)
 
 
-def values_begin(page: Page) -> int:
+def values_begin(at: int, end: int, levels: int) -> int:
     """Where the values of a page begin, after the bits of nulls."""
-    size = page.levels
-    if size < 0:
-        if page.end - page.at < 4:
+    if levels < 0:
+        if end - at < 4:
             raise NotDirect("levels")
-        size = 4 + int.from_bytes(pa.foreign_buffer(page.at, 4).to_pybytes(), "little")
-    if size > page.end - page.at:
+        levels = 4 + int.from_bytes(pa.foreign_buffer(at, 4).to_pybytes(), "little")
+    if levels > end - at:
         raise NotDirect("levels")
-    return page.at + size
+    return at + levels

@@ -47,8 +47,9 @@ if TYPE_CHECKING:
 Cells = NDArray[np.uint32]
 
 _NAN = int(np.float32(np.nan).view(np.uint32))
-#: Rows that are decoded only to get past them, at a time.
-_SKIPPED_ROWS = 4096
+_ONLY_PLAIN, _CODED_OR_PLAIN = frozenset({PLAIN}), frozenset({PLAIN, PLAIN_DICTIONARY, DICTIONARY})
+#: Rows for which pages are unpacked before they are decoded; rows that are decoded only to get past them, at a time.
+_STEP_ROWS, _PASSED_ROWS = 1 << 17, 4096
 
 
 class _Tile(threading.local):
@@ -56,6 +57,7 @@ class _Tile(threading.local):
 
     def __init__(self) -> None:
         self.cells = np.zeros((LANES + 1, kernels.COLUMN_ROWS), np.uint32)
+        self.passed = np.zeros((_PASSED_ROWS, LANES), np.uint32)
 
 
 _tile = _Tile()
@@ -143,79 +145,138 @@ def recipe(encoder: Encoder) -> Recipe | None:
     return tuple((line, tuple(lines[line])) for line in sorted(lines))
 
 
-def _cells(chunk: Chunk, cell: _Cell, page: Page, at: int) -> Cells:
-    """Cells of the plain values of a page, from an address on."""
+def _is_raw(cell: _Cell, chunk: Chunk) -> bool:
+    """Whether the bytes of a column are cells but for their offset."""
+    return cell.offset is not None and chunk.physical == FLOAT
+
+
+def _cells(chunk: Chunk, cell: _Cell, values: int, stop: int, at: int, end: int) -> Cells:
+    """Cells of the plain values between two addresses; they live until a row is done."""
     if cell.seed is not None and chunk.physical == STRING:
-        out = np.empty(page.values, np.uint32)
-        n = int(kernels.plain_hashes(at, page.end, np.uint32(cell.seed), out))
+        out = np.empty(values, np.uint32)
+        n = int(kernels.plain_hashes(at, end, np.uint32(cell.seed), out))
     elif cell.offset is not None and chunk.kind in CODES and chunk.physical != BOOLEAN:
-        out = np.empty(page.values, np.uint32)
-        n = int(kernels.plain_numbers(CODES[chunk.kind], at, page.end, cell.offset, np.float32(cell.fill), out))
+        out = np.empty(values, np.uint32)
+        n = int(kernels.plain_numbers(CODES[chunk.kind], at, end, cell.offset, np.float32(cell.fill), out))
     else:
-        out = cell.make(chunk.values(at, page.end, page.values)).view(np.uint32)
+        out = cell.make(chunk.values(at, end, values)).view(np.uint32)
         n = len(out)
     if n < 0:
         raise NotDirect("values")
-    chunk.keep(out)
+    chunk.keep(out, stop)
     return out[:n]
 
 
-class _Line:
-    """Columns that make up a cache line of each row, in the order of a row group."""
+def _address(cells: Cells) -> tuple[int, int]:
+    """Where they are, and how many."""
+    return cells.ctypes.data, len(cells)
 
-    def __init__(self, raw: RawRowGroup, line: int, cells: Sequence[_Cell]) -> None:
-        self.line = line
-        self.columns = np.zeros((len(cells), kernels.COLUMN_FIELDS), np.int64)
-        self.offsets, self.fills = np.zeros(len(cells)), np.zeros(len(cells), np.float32)
+
+def _table(chunk: Chunk, cell: _Cell, raw_cells: bool) -> tuple[int, int]:
+    """Address and length of the cells of a dictionary, if there is one."""
+    page = chunk.dictionary
+    if not chunk.encodings <= (_CODED_OR_PLAIN if page is not None else _ONLY_PLAIN):
+        raise NotDirect("encoding")
+    if page is None:
+        return 0, 0
+    at, n = page.at, (page.end - page.at) // 4
+    if not raw_cells:
+        at, n = _address(_cells(chunk, cell, page.values, page.stop, page.at, page.end))
+    if n < page.values:
+        raise NotDirect("dictionary")
+    return at, n
+
+
+class _Line:
+    """Columns that make up a cache line of each row, in the order of a row group; some thousand rows are unpacked.
+
+    Parameters
+    ----------
+    raw : RawRowGroup
+        The row group.
+    line : int
+        First cell of the cache line.
+    cells : sequence of _Cell
+        What takes its cells.
+    start, stop : int
+        Rows that are wanted first.
+    """
+
+    def __init__(self, raw: RawRowGroup, line: int, cells: Sequence[_Cell], start: int, stop: int) -> None:
+        self._line, self._done = line, 0
         self._needed = np.array([cell.needed for cell in cells])
         self._left_out = np.array([cell.left_out for cell in cells])
-        pages: list[tuple[int, ...]] = []
-        self._chunks = {name: Chunk(raw, name) for name in dict.fromkeys(cell.name for cell in cells)}
-        for k, cell in enumerate(cells):
-            first = len(pages)
-            table, length, raw_cells = self._add(self._chunks[cell.name], cell, pages)
+        self._columns = np.zeros((len(cells), kernels.COLUMN_FIELDS), np.int64)
+        self._offsets, self._fills = np.zeros(len(cells)), np.zeros(len(cells), np.float32)
+        stop = min(stop, start + _STEP_ROWS)
+        self._chunks = {name: Chunk(raw, name, start, stop) for name in dict.fromkeys(cell.name for cell in cells)}
+        self._cells = [(cell, self._chunks[cell.name], _is_raw(cell, self._chunks[cell.name])) for cell in cells]
+        for k, (cell, chunk, raw_cells) in enumerate(self._cells):
             if raw_cells:
-                self.offsets[k], self.fills[k] = cell.offset, cell.fill
+                self._offsets[k], self._fills[k] = cell.offset, cell.fill
             missing = _NAN if raw_cells else cell.missing
-            self.columns[k, : kernels.NULL_ROWS] = (
-                *(first, len(pages), 0, table, length),
+            self._columns[k, kernels.TABLE : kernels.NULL_ROWS] = (
+                *_table(chunk, cell, raw_cells),
                 *(missing, cell.cell - line, raw_cells),
             )
-        self.pages = np.array(pages, np.int64).reshape(-1, kernels.PAGE_FIELDS)
+        self._pass_over(start)
 
-    def _add(self, chunk: Chunk, cell: _Cell, pages: list[tuple[int, ...]]) -> tuple[int, int, bool]:
-        """Add the pages of a column; return the address and length of its table, and whether offsets are still on."""
-        raw = cell.offset is not None and chunk.physical == FLOAT  # the bytes are cells but for their offset
-        at = n = 0
-        if (page := chunk.dictionary) is not None:
-            if raw:
-                at, n = page.at, (page.end - page.at) // 4
-            else:
-                table = _cells(chunk, cell, page, page.at)
-                at, n = table.ctypes.data, len(table)
-            if n < page.values:
-                raise NotDirect("dictionary")
-        first = at, n
-        for page in chunk.pages:
-            coded = page.encoding in (DICTIONARY, PLAIN_DICTIONARY)
-            if page.encoding != PLAIN and not (coded and chunk.dictionary is not None):
-                raise NotDirect("encoding")
-            at, n = 0, 0
-            if not coded and not raw:
-                table = _cells(chunk, cell, page, values_begin(page))
-                at, n = table.ctypes.data, len(table)
-            pages.append((page.at, page.end, page.values, coded, page.levels != 0, page.levels, at, n))
-        return *first, raw
+    def _rows(self, k: int, unpacked: Sequence[Page]) -> list[tuple[int, ...]]:
+        """Pages of a column as the kernel sees them."""
+        cell, chunk, raw_cells = self._cells[k]
+        rows: list[tuple[int, ...]] = []
+        for at, end, values, stop, encoding, levels in unpacked:
+            table: tuple[int, int] = 0, 0
+            if encoding == PLAIN and not raw_cells:
+                table = _address(_cells(chunk, cell, values, stop, values_begin(at, end, levels), end))
+            rows.append((at, end, values, encoding != PLAIN, levels != 0, levels, *table))
+        return rows
 
-    def decode(self, n: int, out: Cells) -> int:
-        """Write the next n rows; return how many of them are to be left out."""
-        before = self.columns[:, kernels.NULL_ROWS].copy()
-        if not kernels.decode_rows(self.columns, self.pages, self.offsets, self.fills, n, self.line, _tile.cells, out):
-            raise NotDirect("pages")
-        nulls = self.columns[:, kernels.NULL_ROWS] - before
+    def decode(self, start: int, n: int, out: Cells) -> int:
+        """Write n rows from ``start`` on; return how many of them are to be left out."""
+        self._pass_over(start)
+        before = self._columns[:, kernels.NULL_ROWS].copy()
+        for first in range(0, n, _STEP_ROWS):
+            rows = min(_STEP_ROWS, n - first)
+            unpacked = {name: chunk.pages(self._done, self._done + rows) for name, chunk in self._chunks.items()}
+            pages, ends = list[tuple[int, ...]](), list[int]()
+            for k, (cell, *_) in enumerate(self._cells):
+                pages += self._rows(k, unpacked[cell.name])
+                ends.append(len(pages))
+            self._columns[:, kernels.NEXT_PAGE], self._columns[:, kernels.LAST_PAGE] = [0, *ends[:-1]], ends
+            self._decode(slice(None), pages, rows, out[first : first + rows], self._line)
+            self._done += rows
+        nulls = self._columns[:, kernels.NULL_ROWS] - before
         if nulls[self._needed].any():
             raise NotDirect("weight")
         return int(nulls[self._left_out].sum())
+
+    def _pass_over(self, row: int) -> None:
+        """Go on to a later row; pages that end before it are not unpacked."""
+        if row == self._done:
+            return
+        for name, chunk in self._chunks.items():
+            mine = [k for k, (cell, *_) in enumerate(self._cells) if cell.name == name]
+            begin = self._done
+            if begin + self._columns[mine[0], kernels.LEFT] <= row:
+                self._columns[mine, kernels.LEFT] = 0
+                begin = chunk.seek(row)
+            if begin < row:
+                unpacked = chunk.pages(begin, row)
+                for k in mine:
+                    self._columns[k, [kernels.NEXT_PAGE, kernels.LAST_PAGE]] = 0, len(unpacked)
+                    self._decode(slice(k, k + 1), self._rows(k, unpacked), row - begin, _tile.passed, 0)
+        self._done = row
+
+    def _decode(self, which: slice, pages: list[tuple[int, ...]], n: int, out: Cells, line: int) -> None:
+        """Decode rows of some of the columns; if ``out`` takes fewer rows, one over the other."""
+        table, most = np.array(pages, np.int64).reshape(-1, kernels.PAGE_FIELDS), len(out)
+        columns, offsets, fills = self._columns[which], self._offsets[which], self._fills[which]
+        while n > 0:
+            rows = min(n, most)
+            if not kernels.decode_rows(columns, table, offsets, fills, rows, line, _tile.cells, out):
+                raise NotDirect("pages")
+            n -= rows
 
 
 class PageRows:
@@ -265,17 +326,14 @@ class PageRows:
 
     def skip(self, n: int) -> None:
         """Pass over the next n rows."""
-        scratch = self._encoder.new_rows(min(n, _SKIPPED_ROWS))
-        while n > 0:
-            self.encode(min(n, _SKIPPED_ROWS), scratch)
-            n -= min(n, _SKIPPED_ROWS)
+        self.done += n
 
     def _decode(self, n: int, out: NDArray[np.float32]) -> tuple[int, NDArray[np.int64]]:
         cells, lost = out.view(np.uint32), 0
         for i, (first, takers) in enumerate(self._recipe):
-            line = self._lines[i] or _Line(self._raw, first, takers)
+            line = self._lines[i] or _Line(self._raw, first, takers, self.done, self.done + n)
             mark = thread_time()
-            lost += line.decode(n, cells)
+            lost += line.decode(self.done, n, cells)
             self.decoding += thread_time() - mark
             # What is not needed again is let go of before the next columns are unpacked.
             self._lines[i] = line if self.done + n < self._raw.rows else None

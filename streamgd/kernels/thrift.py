@@ -328,42 +328,48 @@ def _values_header(data, at, second, out, scratch):
 
 
 @kernel
-def chunk_pages(data, snappy, out):
-    """Read the headers of all pages of a column chunk.
+def chunk_pages(data, size, snappy, out):
+    """Read the headers of the pages of a column chunk, or of what is left of it.
 
     Parameters
     ----------
     data : ndarray of uint8
-        The chunk as it lies in the file.
+        The first bytes, or all, as they lie in the file.
+    size : int
+        How many there are in all.
     snappy : bool
         Whether pages are packed by Snappy: then these begin with their size, which must be what the header says.
     out : ndarray of int64, shape (most, HEADER_FIELDS)
-        Takes what they say.
+        Takes what they say; `BODY` counts from the first byte.
 
     Returns
     -------
-    int
-        Number of pages; -1 if a header cannot be read, a page does not end in the chunk, or is of another size; -2 if
-        there are more pages.
+    pages : int
+        Pages whose headers are read, -1 if one is no header, or its page does not end in the chunk or is of another
+        size. They are not all if ``out`` is full, or the next header does not stand in ``data`` as a whole.
+    at : int
+        Where the next header begins.
     """
     at, pages, scratch = 0, 0, np.empty((2, DEPTH), np.int64)
-    while at < len(data):
-        if pages == len(out):
-            return -2
-        size = _page_header(data[at:], out[pages], scratch)
-        if size < 0 or out[pages, IN_FILE] > len(data) - at - size:
-            return -1
-        out[pages, BODY] = at + size
+    while at < len(data) and pages < len(out):
+        header = _page_header(data[at:], out[pages], scratch)
+        if header < 0:
+            return (pages, at) if len(data) < size else (-1, at)
+        if out[pages, IN_FILE] > size - at - header:
+            return -1, at
+        out[pages, BODY] = at + header
         if snappy and out[pages, IS_COMPRESSED] != 0 and out[pages, SIZE] > 0:
             levels = max(out[pages, NULL_BYTES], 0) + max(out[pages, LIST_BYTES], 0)
             if levels > out[pages, IN_FILE]:
-                return -1
-            unpacked, begin = _varint(data, at + size + levels)
+                return -1, at
+            unpacked, begin = _varint(data, at + header + levels)
+            if begin < 0 and len(data) < size:
+                return pages, at
             if begin < 0 or np.int64(unpacked) != out[pages, SIZE] - levels:
-                return -1
-        at += size + out[pages, IN_FILE]
+                return -1, at
+        at += header + out[pages, IN_FILE]
         pages += 1
-    return pages
+    return pages, at
 
 
 @jit

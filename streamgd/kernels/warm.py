@@ -37,7 +37,7 @@ def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
     cells, nothing = rows.view(np.uint32), np.zeros(0, np.uint32)
     encode_columns(none, none, none, none, np.zeros(0), np.zeros(0, np.float32), 0, 0, rows, none)
     add_moments(rows, 0, -1, np.zeros((6, 1)))
-    chunk_pages(np.zeros(0, np.uint8), False, np.zeros((1, HEADER_FIELDS), np.int64))
+    chunk_pages(np.zeros(0, np.uint8), 0, False, np.zeros((1, HEADER_FIELDS), np.int64))
     columns, pages, tile = np.zeros((0, COLUMN_FIELDS)), np.zeros((0, PAGE_FIELDS)), np.zeros((LANES + 1, LANES))
     decode_rows(
         columns.astype(np.int64),

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamgd.data import chunks, direct
 from streamgd.data import source as sources
 from streamgd.data.blocks import BlockReader
 from streamgd.data.columns import find_columns
@@ -137,11 +138,15 @@ def read(
     return found, reader._batches is not None
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=150)
 @given(cases(), st.data())
 def test_rows_are_those_of_arrow(case: tuple[pa.Table, Selection, dict[str, Any]], data: st.DataObject) -> None:
+    """However few rows are unpacked at a time, and whether chunks are read whole or where their headers are."""
     table, selection, options = case
-    with TemporaryDirectory() as directory:
+    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(direct, "_STEP_ROWS", data.draw(st.sampled_from([1, 7, 30, 1 << 16])))
+        patch.setattr(chunks, "_KEPT_BYTES", data.draw(st.sampled_from([0, 200, 4 << 20])))
+        patch.setattr(chunks, "_HEADER_BYTES", data.draw(st.sampled_from([1, 30, 4096])))
         pq.write_table(table, Path(directory) / "a.parquet", **options)
         source = ParquetSource(directory, n_jobs=1)
         encoder = encoder_of(table, source, selection)
@@ -168,9 +173,13 @@ def opened(path: Path) -> tuple[ParquetSource, Encoder]:
     return source.with_dictionaries(encoder.spec.dictionaries), encoder
 
 
+@pytest.mark.parametrize("step", [1000, 1 << 16])
 @pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
-def test_what_is_damaged_is_what_arrow_makes_of_it(tmp_path: Path, codec: str) -> None:
+def test_what_is_damaged_is_what_arrow_makes_of_it(
+    tmp_path: Path, codec: str, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No flipped byte crashes it, and none gives other rows than Arrow's."""
+    monkeypatch.setattr(direct, "_STEP_ROWS", step)
     path = tmp_path / "a.parquet"
     pq.write_table(numbers(), path, compression=codec, data_page_size=8000)
     whole = path.read_bytes()
