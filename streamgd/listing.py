@@ -1,7 +1,7 @@
 """Slots of hashed features are listed ahead of learning, by a thread if there is one.
 
-What a tile's slots are depends on the rows and their order alone, so another thread can find out while the tiles before
-are learned: it waits for rows out of memory, the one that learns for weights.
+What slots a stretch of rows has depends on the rows and their order alone, so another thread can find out while those
+before are learned: it waits for rows out of memory, the one that learns for weights.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .data.stream import Window
 from .data.threads import Task
 from .errors import DataError
 from .job import Job
-from .kernels.slots import LISTED_HASHES, LISTED_TILES, PLACE_BITS, list_tiles
+from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, PLACE_BITS, list_stretches
 
 
-class Tiles(NamedTuple):
+class Listed(NamedTuple):
     """Rows ``start`` to ``stop`` - 1 of a window's order, with what `streamgd.kernels.slots` has listed of them.
 
     The arrays are None if no features are hashed.
@@ -35,12 +35,16 @@ class Tiles(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Rows of a window's order to list; ``carried`` rows of their first mini-batch come before them."""
+    """Rows of a window's order to list; ``carried`` rows of their first mini-batch come before them.
+
+    ``slot_cells`` are the cells of a slot.
+    """
 
     window: Window
     start: int
     stop: int
     carried: int
+    slot_cells: int
 
     def is_that(self, other: Wanted) -> bool:
         """Whether other rows are the same."""
@@ -48,10 +52,10 @@ class Wanted(NamedTuple):
 
 
 class Room:
-    """Memory for tiles. A single tile may need more than is usual: then it grows."""
+    """Memory for stretches. A single one may need more than is usual: then it grows."""
 
     def __init__(self) -> None:
-        self.counts = np.empty(LISTED_TILES, np.int64)
+        self.counts = np.empty(LISTED_STRETCHES, np.int64)
         self.grow(LISTED_HASHES)
 
     def grow(self, hashes: int) -> None:
@@ -60,7 +64,7 @@ class Room:
         Raises
         ------
         DataError
-            No tile may have so many.
+            No stretch may have so many.
         """
         if hashes > 1 << PLACE_BITS:
             raise DataError(
@@ -71,7 +75,7 @@ class Room:
 
 
 class Lister:
-    """Lists the tiles of windows.
+    """Lists the stretches of windows.
 
     Parameters
     ----------
@@ -84,37 +88,37 @@ class Lister:
     def __init__(self, slots: int, pool: Executor | None = None) -> None:
         self.slots, self.pool = slots, pool
         self._rooms = [Room() for _ in range(2 if pool is not None else 1)] if slots else []
-        self._next: tuple[Wanted, Task[Tiles]] | None = None
+        self._next: tuple[Wanted, Task[Listed]] | None = None
 
-    def tiles(self, job: Job, window: Window, start: int, stop: int, carried: int, then: int) -> Iterator[Tiles]:
-        """Rows ``start`` to ``stop`` - 1 of a window's order, some tiles at a time; valid until the next are asked for.
+    def stretches(self, job: Job, window: Window, start: int, stop: int, carried: int, then: int) -> Iterator[Listed]:
+        """Rows ``start`` to ``stop`` - 1 of a window's order, some stretches at a time, valid until the next.
 
         Parameters
         ----------
         job : Job
-            Has the layout and the batch size.
+            Has the layout, the table and the batch size.
         carried : int
             Rows that the mini-batch under way has already.
         then : int
             Where the rows end that are likely asked for after these.
         """
         if not self.slots:
-            yield Tiles(start, stop)
+            yield Listed(start, stop)
             return
         while True:
-            found = self._take(job, Wanted(window, start, stop, carried))
+            found = self._take(job, Wanted(window, start, stop, carried, job.table.cells))
             carried, start = (carried + found.stop - start) % job.problem.batch_size, found.stop
             end = stop if start < stop else then
             if self.pool is not None and start < end:
-                wanted = Wanted(window, start, end, carried)
+                wanted = Wanted(window, start, end, carried, job.table.cells)
                 self._next = wanted, Task(partial(self._list, job, wanted))
                 self.pool.submit(self._next[1].run)
             yield found
             if start == stop:  # there may have been none, which still end an epoch
                 return
 
-    def _take(self, job: Job, wanted: Wanted) -> Tiles:
-        """The tiles that are listed already, if they are those that are wanted; else they are listed now."""
+    def _take(self, job: Job, wanted: Wanted) -> Listed:
+        """The stretches that are listed already, if they are those that are wanted; else they are listed now."""
         ahead, self._next = self._next, None
         if ahead is not None:
             listed = ahead[1].result()  # in any case, since it fills the room that others may need
@@ -122,26 +126,27 @@ class Lister:
                 return listed
         return self._list(job, wanted)
 
-    def _list(self, job: Job, wanted: Wanted) -> Tiles:
-        window, start, stop, carried = wanted
+    def _list(self, job: Job, wanted: Wanted) -> Listed:
+        window, start, stop, carried, slot_cells = wanted
         self._rooms.reverse()
         room = self._rooms[0]
         at, cells = job.encoder.layout.cells, window.rows.view(np.uint32)
         while True:
-            tiles, rows, hashes = list_tiles(
+            stretches, rows, hashes = list_stretches(
                 cells,
                 window.order,
                 start,
                 stop,
                 at,
                 self.slots,
+                slot_cells,
                 job.problem.batch_size,
                 carried,
                 room.unique,
                 room.places,
                 room.counts,
             )
-            if tiles or start == stop:
+            if stretches or start == stop:
                 break
             room.grow(hashes)
-        return Tiles(start, start + rows, room.unique, room.places, room.counts[:tiles])
+        return Listed(start, start + rows, room.unique, room.places, room.counts[:stretches])

@@ -23,7 +23,7 @@ from .data.source import BIG_ROW_GROUP
 from .data.threads import available_cpus
 from .data.widen import bit_width
 from .features import PAIRS, Column
-from .kernels.slots import LISTED_HASHES, LISTED_TILES, TILE_ROWS
+from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, TILE_ROWS
 from .memory import Limit, default_memory_limit, format_bytes, job_limit, parse_bytes
 from .model import Model
 
@@ -202,7 +202,7 @@ def _value_bytes(manifest: Manifest, column: Column) -> int:
 def listed_bytes(encoder: Encoder, text_bytes: int) -> int:
     """Bytes of slots that are listed ahead of learning: of each hash a slot and its place, twice."""
     tile = TILE_ROWS * (encoder.layout.n_index + text_bytes // 4)
-    return 2 * 8 * (max(LISTED_HASHES, 2 * tile) + LISTED_TILES)  # texts may be longer than a sample of them
+    return 2 * 8 * (max(LISTED_HASHES, 2 * tile) + LISTED_STRETCHES)  # texts may be longer than a sample of them
 
 
 def footer_bytes(manifest: Manifest) -> int:

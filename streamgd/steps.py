@@ -113,17 +113,17 @@ def learn(
         job, state, began = learners.job, learners.state, thread_time()
         boundary = end(start)
         stop = cut(start, boundary)
-        for tiles in lister.tiles(job, window, start, stop, int(state.counters[CARRIED]), end(stop)):
+        for listed in lister.stretches(job, window, start, stop, int(state.counters[CARRIED]), end(stop)):
             drain(
                 window.rows,
                 window.rows.view(np.uint32) if state.table is not None else None,
-                tiles.unique,
-                tiles.places,
-                tiles.counts,
+                listed.unique,
+                listed.places,
+                listed.counts,
                 window.order,
-                tiles.start,
-                tiles.stop,
-                window.last and tiles.stop == n,
+                listed.start,
+                listed.stop,
+                window.last and listed.stop == n,
                 job.encoder.layout.cells,
                 job.problem,
                 job.settings,

@@ -1,4 +1,4 @@
-"""Tiles are the same with and without a thread that lists them ahead, wherever a call ends."""
+"""Stretches are the same with and without a thread that lists them ahead, wherever a call ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from streamgd.kernels import reference
 from streamgd.kernels.slots import PLACE_BITS
 from streamgd.listing import Lister
 
-LAYOUT, SLOTS = Layout(1, True, False, 3), 64
+LAYOUT, SLOTS, CELLS = Layout(1, True, False, 3), 64, 4
 
 
 def made(n, seed=0, layout=LAYOUT):
@@ -28,7 +28,8 @@ def made(n, seed=0, layout=LAYOUT):
 
 
 def job_of(batch_size, layout=LAYOUT):
-    return SimpleNamespace(encoder=SimpleNamespace(layout=layout), problem=SimpleNamespace(batch_size=batch_size))
+    encoder, problem = SimpleNamespace(layout=layout), SimpleNamespace(batch_size=batch_size)
+    return SimpleNamespace(encoder=encoder, problem=problem, table=SimpleNamespace(cells=CELLS))
 
 
 @settings(deadline=None, max_examples=60)
@@ -40,7 +41,7 @@ def job_of(batch_size, layout=LAYOUT):
     room=st.sampled_from([1, 800, 1 << 19]),
     ahead=st.booleans(),
 )
-def test_tiles_are_those_of_the_twin(n, batch_size, call, cuts, room, ahead):
+def test_stretches_are_those_of_the_twin(n, batch_size, call, cuts, room, ahead):
     job, windows = job_of(batch_size), [made(n), made(n, 1)]
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
         patch.setattr(listing, "LISTED_HASHES", room)
@@ -51,9 +52,11 @@ def test_tiles_are_those_of_the_twin(n, batch_size, call, cuts, room, ahead):
                 boundary = min(n, (start // call + 1) * call)
                 stop = min([cut for cut in cuts if cut > start] + [boundary])
                 cells, at = window.rows.view(np.uint32), LAYOUT.cells
-                expected = reference.list_tiles(cells, window.order, start, stop, at, SLOTS, batch_size, carried)
+                expected = reference.list_stretches(
+                    cells, window.order, start, stop, at, SLOTS, CELLS, batch_size, carried
+                )
                 then = min(n, (stop // call + 1) * call)
-                for tiles in lister.tiles(job, window, start, stop, carried, then):
+                for tiles in lister.stretches(job, window, start, stop, carried, then):
                     assert tiles.start == start
                     slots, places = tiles.unique, tiles.places
                     for count in tiles.counts.tolist():
@@ -68,13 +71,13 @@ def test_tiles_are_those_of_the_twin(n, batch_size, call, cuts, room, ahead):
 
 
 def test_without_hashed_features_rows_are_taken_at_once():
-    tiles = list(Lister(0).tiles(job_of(10), made(100), 20, 90, 0, 100))
+    tiles = list(Lister(0).stretches(job_of(10), made(100), 20, 90, 0, 100))
     assert [tile[:2] for tile in tiles] == [(20, 90)]
     assert tiles[0].unique is tiles[0].places is tiles[0].counts is None
 
 
 def test_no_rows_are_still_taken_since_they_may_end_an_epoch():
-    (tiles,) = Lister(SLOTS).tiles(job_of(10), made(0), 0, 0, 3, 0)
+    (tiles,) = Lister(SLOTS).stretches(job_of(10), made(0), 0, 0, 3, 0)
     assert tiles[:2] == (0, 0)
     assert len(tiles.counts) == 0
 
@@ -84,5 +87,5 @@ def test_texts_that_are_too_long_are_refused():
     window = made(300, layout=layout)
     window.rows.view(np.uint32)[:, layout.cells.text + 2] = 1 << 20
     with pytest.raises(DataError, match=r"268,435,456 words and n-grams in all.*may have 67,108,864"):
-        list(Lister(SLOTS).tiles(job_of(256, layout), window, 0, 300, 0, 300))
+        list(Lister(SLOTS).stretches(job_of(256, layout), window, 0, 300, 0, 300))
     assert 1 << PLACE_BITS < 256 << 20

@@ -20,7 +20,7 @@ from .gradients import OUTPUTS, add_gradient, add_many_gradients, fetch, many_ma
 from .intrinsics import SUMS, jit, kernel, total, uint32_at
 from .losses import evaluate, softmax
 from .problem import configured
-from .slots import hashes_of, tile_rows
+from .slots import hashes_of, stretch_rows, tile_rows
 from .tables import (
     CARRIED,
     ROOM,
@@ -137,9 +137,9 @@ def still_finite(paces, counters, failed):
 def drain(
     rows,  # float32[capacity, stride]: encoded rows
     cells,  # the same as uint32
-    unique,  # uint32[k]: slots of each tile, as `streamgd.kernels.slots` lists them for this range; None without table
+    unique,  # uint32[k]: slots of each stretch of this range (see `streamgd.kernels.slots`); None without table
     places,  # uint32[h]: where among them each hash has its slot
-    counts,  # int64[t]: how many each tile has
+    counts,  # int64[t]: how many each stretch has
     order,  # uint32[n]: the order in which to take them
     start,
     stop,  # the range of ``order`` to take now
@@ -176,7 +176,8 @@ def drain(
     paces, class_sums = np.zeros((models, 3)), np.empty(room_for, np.float32)
     if table is not None:
         room, sums = np.zeros((4, ROOM)), np.empty(len(params), np.float32)
-        tiles, unique_at, places_at, most = 0, unique.ctypes.data, places.ctypes.data, ROOM
+        stretch, unique_at, places_at, most = 0, unique.ctypes.data, places.ctypes.data, ROOM
+        found, together, alone = 0, stretch_rows(rows.shape[1], at, table.shape[1]), False
         for k in range(len(counts)):
             most = max(most, counts[k])
         few = np.empty((most, table.shape[1]), np.float32)
@@ -187,6 +188,7 @@ def drain(
         room, sums, few = None, None, None
     held, held_at = -1, 0  # slots of a whole mini-batch
     stale = True
+    left = 0  # rows of a stretch, whose slots are in ``few``
     i = start
     while True:
         if counters[CARRIED] == problem.batch_size or (last and i == stop and counters[CARRIED] > 0):
@@ -232,21 +234,24 @@ def drain(
             if not still_finite(paces, counters, failed):
                 return
             stale = False
+        if table is not None and left == 0:
+            left, found = min(together, stop - i, problem.batch_size - counters[CARRIED]), counts[stretch]
+            bring_slots(table, unique_at, found, few)
+            alone = counters[CARRIED] == 0 and (left == problem.batch_size or (last and i + left == stop))
+            if not alone:
+                list_touched(few_marks, unique_at, found, touched, counters)
+            settle_slots(problem, settings, paces, few, few_marks, found, counters[STEP], len(params), room)
+            if stretch + 1 < len(counts):
+                ask_for(table, unique_at, found, found + counts[stretch + 1])
         n = min(tile, stop - i, problem.batch_size - counters[CARRIED])
+        if table is not None:
+            n = min(n, left)
         fetch(rows, order, i, n, stop, at, y, w)
         if outputs is None:
             margins(rows, order, i, n, weights[0], intercepts[0], z[0])
         else:
             many_margins(rows, order, i, n, weights, intercepts, z)
         if table is not None:
-            found = counts[tiles]
-            bring_slots(table, unique_at, found, few)
-            alone = counters[CARRIED] == 0 and (n == problem.batch_size or (last and i + n == stop))
-            if not alone:
-                list_touched(few_marks, unique_at, found, touched, counters)
-            settle_slots(problem, settings, paces, few, few_marks, found, counters[STEP], len(params), room)
-            if tiles + 1 < len(counts):
-                ask_for(table, unique_at, found, found + counts[tiles + 1])
             hashes = table_margins(rows, cells, order, i, n, at, factor, outputs, places_at, few, sums, z)
         whole = -(-n // SUMS) * SUMS
         weight = np.float64(n)
@@ -281,11 +286,14 @@ def drain(
             add_many_gradients(rows, order, i, n, derivative, tile_sum, carry[:, :p])
         if table is not None:
             table_gradient(rows, cells, order, i, n, at, factor, problem, outputs, places_at, few, sums, derivative)
-            if alone:
-                held, held_at = found, unique_at
-            else:
-                return_slots(table, unique_at, found, few)
-            tiles, unique_at, places_at = tiles + 1, unique_at + 4 * found, places_at + 4 * hashes
+            left -= n
+            places_at += 4 * hashes
+            if left == 0:
+                if alone:
+                    held, held_at = found, unique_at
+                else:
+                    return_slots(table, unique_at, found, few)
+                stretch, unique_at = stretch + 1, unique_at + 4 * found
         counters[CARRIED] += n
         counters[ROWS] += n
         i += n

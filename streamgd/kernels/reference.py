@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .drain import CARRIED, LOSS, ROWS, STEP, WEIGHT
 from .reference_losses import LOSSES, softmax
-from .slots import tile_rows
+from .slots import stretch_rows
 from .tables import TOUCHED
 from .updates import ADAGRAD, ADAM, CONSTANT, COSINE, FTRL, INVSCALING, MOMENTUM, NESTEROV, OPTIMAL, RMSPROP, SGD, STEPS
 
@@ -218,26 +218,27 @@ class Table:
         return np.flatnonzero(self.mark == (step + 1) % 2**32)
 
 
-def list_tiles(
+def list_stretches(
     cells: NDArray[np.uint32],
     order: NDArray[np.uint32],
     start: int,
     stop: int,
     at: Any,
     n_slots: int,
+    slot_cells: int,
     batch_size: int,
     carried: int,
 ) -> list[tuple[int, list[int], list[int]]]:
-    """Rows, slots, and the place of each hash among the slots, of each tile."""
-    tiles = []
+    """Rows, slots, and the place of each hash among the slots, of each stretch."""
+    stretches = []
     while start < stop:
-        n = min(tile_rows(cells.shape[1]), stop - start, batch_size - carried)
+        n = min(stretch_rows(cells.shape[1], at, slot_cells), stop - start, batch_size - carried)
         chosen, found = cells[order[start : start + n]], dict[int, int]()
         rows = features(chosen.view(np.float32), chosen, at, np.zeros((2, at.n_scaled)), n_slots - 1)
         places = [found.setdefault(slot, len(found)) for slots, _ in rows for slot in slots.tolist()]
-        tiles.append((n, list(found), places))
+        stretches.append((n, list(found), places))
         start, carried = start + n, (carried + n) % batch_size
-    return tiles
+    return stretches
 
 
 def drain(

@@ -1,11 +1,12 @@
-"""Which slots of the table of hashed features a tile of rows has: each slot once, and each feature's place among them.
+"""Which slots of the table of hashed features a stretch of rows has: each once, and each feature's place among them.
 
-Half of the features of a click log come again within a tile. Told apart here, once, in a few kilobytes that stay in
-the cache, a slot is brought from the table and back once a tile, and what is done for each feature (its weight added
-to a margin, a derivative to its gradient) is done on short arrays.
+A stretch is a whole mini-batch, or of a long one some tiles. Half of the features of a click log come again within 256
+rows. Told apart here, once, in a few kilobytes that stay in the cache, a slot is brought from the table and back once a
+stretch, and what is done for each feature (its weight added to a margin, a derivative to its gradient) is done on short
+arrays.
 
-Slots are told apart by a hash table: a word of 64 bits holds the number of the tile, the slot, and its place. So it
-need not be emptied for each tile, and one comparison tells a free word or the slot itself from another slot, which
+Slots are told apart by a hash table: a word of 64 bits holds the number of the stretch, the slot, and its place. So it
+need not be emptied for each stretch, and one comparison tells a free word or the slot itself from another slot, which
 is rare. Nothing else in the loop is a branch: that a slot is new is as likely as not, and a wrong guess costs 5 ns.
 26 features of a row take 60 ns.
 """
@@ -20,13 +21,15 @@ from .intrinsics import eight_bytes_at, jit, kernel, prefetch, put_eight_bytes, 
 ROWS_AHEAD = 64
 #: Rows of a tile: their margins are computed together, and they stay in the cache for the gradient.
 TILE_ROWS, TILE_CELLS = 256, 1 << 16
-#: Hashes and tiles that are listed at a time, if a single tile does not have more: 20,000 rows of a click log, 5 ms.
-LISTED_HASHES, LISTED_TILES = 1 << 19, 1 << 15
-#: Tiles have numbers from 1 to this.
-TILES = (1 << 10) - 1
-#: A word has, from its low bits on, a place of so many bits, a slot of 28, and the number of a tile.
+#: A stretch has at most so many hashes, and so many cells of slots (2 MB), unless a tile has more.
+TOGETHER, TOGETHER_CELLS = 1 << 17, 1 << 19
+#: Hashes and stretches that are listed at a time, if a single one does not have more: 20,000 rows of a click log, 5 ms.
+LISTED_HASHES, LISTED_STRETCHES = 1 << 19, 1 << 15
+#: Stretches have numbers from 1 to this.
+STRETCHES = (1 << 10) - 1
+#: A word has, from its low bits on, a place of so many bits, a slot of 28, and the number of a stretch.
 PLACE_BITS = 26
-_SLOT, _TILE, _ONE = np.uint64(PLACE_BITS), np.uint64(PLACE_BITS + 28), np.uint64(1)
+_SLOT, _STRETCH, _ONE = np.uint64(PLACE_BITS), np.uint64(PLACE_BITS + 28), np.uint64(1)
 _PLACE = np.uint64((1 << PLACE_BITS) - 1)
 _LOWEST, _SPAN = np.uint64(1 << PLACE_BITS), np.uint64((1 << PLACE_BITS + 28) - (1 << PLACE_BITS))
 
@@ -35,6 +38,14 @@ _LOWEST, _SPAN = np.uint64(1 << PLACE_BITS), np.uint64((1 << PLACE_BITS + 28) - 
 def tile_rows(stride):
     """Rows of a tile, if so many cells are from one row to the next."""
     return max(4, min(TILE_ROWS, TILE_CELLS // stride))
+
+
+@jit
+def stretch_rows(stride, at, slot_cells):
+    """Rows of a stretch, at most: whole tiles; ``slot_cells`` are those of a slot."""
+    tile = tile_rows(stride)
+    hashes = 0 if at.n_text > 0 else min(TOGETHER, TOGETHER_CELLS // slot_cells)
+    return max(tile, hashes // max(1, at.n_index) // tile * tile)
 
 
 @jit
@@ -72,14 +83,14 @@ def words_for(n):
 
 
 @jit
-def _list_slots(cells, order, start, n, stop, at, mask, tile, words, unique_at, places_at):
+def _list_slots(cells, order, start, n, stop, at, mask, stretch, words, unique_at, places_at):
     """List the slots of rows ``order[start : start + n]`` in the order in which they come; return how many there are.
 
-    ``tile`` is a number that no tile before has had since ``words`` were 0, from 1 to `TILES`; to the addresses are
+    ``stretch`` is a number that none before has had since ``words`` were 0, from 1 to `STRETCHES`; to the addresses are
     written the slots, each once (room for one more is needed), and the place among them of each hash.
     """
     cells_at, stride, words_at = cells.ctypes.data, cells.shape[1] * 4, words.ctypes.data
-    within, this = np.uint64(len(words) - 1), np.uint64(tile) << _TILE
+    within, this = np.uint64(len(words) - 1), np.uint64(stretch) << _STRETCH
     first = at.hashes * 4 // 64 * 64 if at.n_text == 0 else 0
     lines = (stride - first) // 64
     found = np.uint64(0)
@@ -94,7 +105,7 @@ def _list_slots(cells, order, start, n, stop, at, mask, tile, words, unique_at, 
                 wanted = this | (np.uint64(slot) << _SLOT)
                 word = np.uint64(slot) & within
                 there = eight_bytes_at(words_at + 8 * np.int64(word)) ^ wanted
-                while there - _LOWEST < _SPAN:  # of this tile, but another slot
+                while there - _LOWEST < _SPAN:  # of this stretch, but another slot
                     word = (word + _ONE) & within
                     there = eight_bytes_at(words_at + 8 * np.int64(word)) ^ wanted
                 new = there > _PLACE
@@ -108,46 +119,46 @@ def _list_slots(cells, order, start, n, stop, at, mask, tile, words, unique_at, 
 
 
 @kernel
-def list_tiles(cells, order, start, stop, at, n_slots, batch_size, carried, unique, places, counts):
-    """List the slots of tiles of rows ``order[start:stop]``: whole tiles, as many as there is room for.
+def list_stretches(cells, order, start, stop, at, n_slots, slot_cells, batch_size, carried, unique, places, counts):
+    """List the slots of stretches of rows ``order[start:stop]``: as many as there is room for.
 
     Parameters
     ----------
-    n_slots : int
-        Slots of the table, a power of two.
+    n_slots, slot_cells : int
+        Slots of the table, a power of two, and cells of each.
     batch_size, carried : int
-        Rows of a mini-batch, and how many the one under way has already: with it ends a tile.
+        Rows of a mini-batch, and how many the one under way has already: with it ends a stretch.
     unique : uint32[> hashes]
-        Set to the slots of each tile, each once, one tile after the other.
+        Set to the slots of each stretch, each once, one stretch after the other.
     places : uint32[hashes]
-        Set to the place of each hash among the slots of its tile: row after row, of each part after part.
-    counts : int64[tiles]
-        Set to the number of slots of each tile.
+        Set to the place of each hash among the slots of its stretch: row after row, of each part after part.
+    counts : int64[stretches]
+        Set to the number of slots of each stretch.
 
     Returns
     -------
     tuple of int
-        Tiles, their rows, and the hashes of the next tile.
+        Stretches, their rows, and the hashes of the next.
     """
-    size, words, number, tiles = tile_rows(cells.shape[1]), np.zeros(0, np.uint64), 0, 0
+    size, words, number, found = stretch_rows(cells.shape[1], at, slot_cells), np.zeros(0, np.uint64), 0, 0
     unique_at, places_at, room = unique.ctypes.data, places.ctypes.data, len(places)
     i, hashes = start, 0
     while i < stop:
         n = min(size, stop - i, batch_size - carried)
         hashes = count_hashes(cells, order, i, n, at)
-        if hashes > room or tiles == len(counts):
+        if hashes > room or found == len(counts):
             break
         most = words_for(min(hashes, n_slots))
-        if most > len(words) or number == TILES:
+        if most > len(words) or number == STRETCHES:
             words, number = np.zeros(max(most, len(words)), np.uint64), 0
         number += 1
-        counts[tiles] = _list_slots(
+        counts[found] = _list_slots(
             cells, order, i, n, stop, at, np.uint32(n_slots - 1), number, words, unique_at, places_at
         )
-        unique_at += 4 * counts[tiles]
+        unique_at += 4 * counts[found]
         places_at += 4 * hashes
         room -= hashes
         i += n
         carried = (carried + n) % batch_size
-        tiles += 1
-    return tiles, i - start, hashes
+        found += 1
+    return found, i - start, hashes

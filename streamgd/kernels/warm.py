@@ -15,7 +15,7 @@ from .layout import encode_columns
 from .moments import add_moments
 from .problem import Problem
 from .shuffle import permutation
-from .slots import list_tiles
+from .slots import list_stretches
 from .tables import average_table
 from .thrift import HEADER_FIELDS, chunk_pages
 from .tiles import LANES
@@ -83,7 +83,7 @@ def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
         np.full(models, -1, np.int64),
     )
     if hashed:
-        list_tiles(cells, order, 0, 0, at, 1, 1, 0, nothing, nothing, none)
+        list_stretches(cells, order, 0, 0, at, 1, 1, 1, 0, nothing, nothing, none)
         strings = none[:0], 0, 0, 0, np.uint32(0), np.uint32(0)
         hash_strings(*strings, nothing)
         plain_hashes(0, 0, np.uint32(0), nothing)

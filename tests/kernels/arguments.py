@@ -6,7 +6,7 @@ import numpy as np
 
 from streamgd.kernels.drain import CARRIED
 from streamgd.kernels.problem import Problem
-from streamgd.kernels.slots import list_tiles
+from streamgd.kernels.slots import list_stretches
 from streamgd.losses import LOSSES, Loss
 from streamgd.optimizers import EPSILON_PLACE, OPTIMIZERS, PLACES, Optimizer
 from streamgd.schedules import SCHEDULES, Schedule
@@ -56,11 +56,10 @@ def listed(cells, order, start, stop, at, table, batch_size, counters):
     many = (stop - start) * (at.n_index + (10_000 if at.n_text else 0))
     unique, places = np.zeros(many + 1, np.uint32), np.zeros(many, np.uint32)
     counts = np.zeros(max(1, stop - start), np.int64)
-    tiles, rows, _ = list_tiles(
-        cells, order, start, stop, at, len(table), batch_size, int(counters[CARRIED]), unique, places, counts
-    )
+    carried, slots = int(counters[CARRIED]), table.shape
+    found, rows, _ = list_stretches(cells, order, start, stop, at, *slots, batch_size, carried, unique, places, counts)
     assert rows == stop - start
-    return unique, places, counts[:tiles]
+    return unique, places, counts[:found]
 
 
 __all__ = [
