@@ -23,7 +23,7 @@ from .data.source import BIG_ROW_GROUP
 from .data.threads import available_cpus
 from .data.widen import bit_width
 from .features import PAIRS, Column
-from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, TILE_ROWS
+from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, TILE_ROWS, TOGETHER_CELLS
 from .memory import Limit, default_memory_limit, format_bytes, job_limit, parse_bytes
 from .model import Model
 
@@ -199,10 +199,11 @@ def _value_bytes(manifest: Manifest, column: Column) -> int:
     return column.size * (-(-bit_width(kind) // 8) + levels)
 
 
-def listed_bytes(encoder: Encoder, text_bytes: int) -> int:
-    """Bytes of slots that are listed ahead of learning: of each hash a slot and its place, twice."""
+def listed_bytes(encoder: Encoder, text_bytes: int, times: int = 1) -> int:
+    """Bytes of slots that are listed, of each hash a slot and its place, some at a time, and of copies of slots."""
     tile = TILE_ROWS * (encoder.layout.n_index + text_bytes // 4)
-    return 2 * 8 * (max(LISTED_HASHES, 2 * tile) + LISTED_STRETCHES)  # texts may be longer than a sample of them
+    listed = max(LISTED_HASHES, 2 * tile) + LISTED_STRETCHES  # texts may be longer than a sample of them
+    return times * 8 * listed + 4 * TOGETHER_CELLS
 
 
 def footer_bytes(manifest: Manifest) -> int:
@@ -262,7 +263,7 @@ def plan_memory(
     least = min(total, LEAST_WINDOW_ROWS, wanted)
     base = BASE_BYTES + 80 * encoder.spec.n_features * table.outputs
     if table.slots:
-        base += listed_bytes(encoder, text_bytes)
+        base += listed_bytes(encoder, text_bytes, 2)  # some are listed while others are learned from
     compiled = HASHED_BYTES if any(column.group != "dense" for column in encoder.spec.columns) else 0
     reader = reader_bytes(manifest, encoder)
     decode, held = reader + footer_bytes(manifest), 0
@@ -308,7 +309,10 @@ def plan_memory(
     elif bound is not None:
         limit = bound.bytes
     left = limit - (base if bound is None else process) - windows(rows) - waiting(rows) - decode
-    threads = min(n_jobs, 1 + max(0, left // (decode + table.copy(slots) + thread_bytes(bound))))
+    each = decode + table.copy(slots) + thread_bytes(bound)
+    if table.slots and table.partitions > 1:
+        each += listed_bytes(encoder, text_bytes)
+    threads = min(n_jobs, 1 + max(0, left // each))
     return MemoryPlan(
         limit,
         base,

@@ -142,8 +142,9 @@ def test_a_table_of_weights_that_does_not_fit_is_smaller(
 def test_a_smaller_table_is_said_to_be(write: Write) -> None:
     columns = {"c": [f"v{i}" for i in range(200_000)], "y": np.arange(200_000) % 2}
     path = write(pa.table(columns), row_group_rows=20_000)
-    command = [sys.executable, "-m", "streamgd", "train", str(path), "--target", "y", "--memory-limit", "475MB"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    command = [sys.executable, "-m", "streamgd", "train", str(path), "--target", "y", "--memory-limit", "480MB"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
     assert re.search(r"lowers the table of hashed weights from 2\^20 to 2\^1[0-9]", done.stderr)
     done = subprocess.run([*command, "--hash-bits", "28"], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 2 and "2^28 hashed weights does not fit" in done.stderr

@@ -8,8 +8,8 @@ The slots that a mini-batch has touched are listed; if they are more than the li
 So neither the length of the list nor the cutting of a mini-batch changes a result (the length, only how the sum of
 `squared_norm` is rounded).
 
-Each loop does one thing. The slots of a stretch, which `streamgd.kernels.slots` has listed, are copied side by side to a
-small table of the same layout; all else (the penalty of steps past, margins, gradients, the step) knows only the copy.
+Each loop does one thing. The slots of a stretch, which `streamgd.kernels.slots` has listed, are copied side by side to
+a small table of the same layout; all else (penalties of steps past, margins, gradients, the step) knows only the copy.
 Steps are taken on `ROOM` slots at a time, as columns of float64, so that roots and divisions become vector code.
 No function that takes an array is called for each slot: numba counts references for each call (40 ns).
 """
