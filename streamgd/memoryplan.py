@@ -177,7 +177,7 @@ def reader_bytes(manifest: Manifest, encoder: Encoder) -> int:
     """Bytes that one reader of a row group holds: column chunks as they lie, pages and dictionaries, a record batch."""
     sizes, n_inputs = manifest.bytes, encoder.spec.n_inputs
     whole = int(sizes[sizes <= BIG_ROW_GROUP].max(initial=0))
-    buffered = len(encoder.columns) << 20 if int(sizes.max()) > BIG_ROW_GROUP else 0
+    buffered = min(len(encoder.columns) << 20, int(sizes.max())) if int(sizes.max()) > BIG_ROW_GROUP else 0
     pages = min(2 * int(sizes.max()), n_inputs * PAGES_BYTES)
     pages += sum(manifest.large_pages.get(name, 0) for name in encoder.columns)
     width = sum(_value_bytes(manifest, column) for column in encoder.spec.columns)

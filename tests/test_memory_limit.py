@@ -28,7 +28,7 @@ from streamgd.data.rowgroups import Manifest
 from streamgd.errors import MemoryLimitError
 from streamgd.features import Column, FeatureSpec
 from streamgd.memory import Limit
-from streamgd.memoryplan import Table, plan_memory
+from streamgd.memoryplan import Table, plan_memory, reader_bytes
 
 from .conftest import TOP, Write
 
@@ -83,6 +83,21 @@ def manifests(draw: st.DrawFn) -> tuple[Manifest, Encoder]:
         schema=pa.schema([(f"x{j}", pa.float32()) for j in range(features)]),
     )
     return manifest, Encoder(FeatureSpec.raw([Column(f"x{j}", "number") for j in range(features)]))
+
+
+def test_of_many_columns_a_reader_holds_no_more_than_some_row_groups() -> None:
+    """It was thought to have a buffer of 1 MB for each of 10,000 columns, of which a row group has 8 kB."""
+    columns, rows = 10_000, np.full(20, 2048)
+    manifest = Manifest(
+        shard=np.zeros(20, np.int32),
+        index=np.arange(20, dtype=np.int32),
+        rows=rows,
+        bytes=rows * columns * 4,
+        file_bytes=np.ones(1, np.int64),
+        schema=pa.schema([(f"x{j}", pa.float32()) for j in range(columns)]),
+    )
+    encoder = Encoder(FeatureSpec.raw([Column(f"x{j}", "number") for j in range(columns)]))
+    assert reader_bytes(manifest, encoder) < 7 * manifest.bytes[0]
 
 
 @settings(deadline=None)

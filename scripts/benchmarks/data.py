@@ -46,7 +46,7 @@ KINDS = {
         "13 nullable int32 columns (0 to 40 % null), 26 of strings of 8 characters with 3 to 1,000,000 different "
         "values, and an int8 target",
         generators.clicks,
-        rows=2_097_152,
+        rows=8_388_608,
         least=4_096,
         shards=4,
         row_group=131_072,

@@ -333,7 +333,10 @@ class ParquetSource:
             opened = self._opened(shard)
             self._files.check_pages(row_group, manifest, opened, names, batch_rows, where)
             # What `streamgd.memoryplan` plans for: the row group, or 1 MB a column of one that is too large for that.
-            small = size <= BIG_ROW_GROUP
+            buffer = min(max((32 << 20) // len(names), 64 << 10), 1 << 20)
+            # Of many columns buffers may hold all of it, and opening a file once more takes 5 µs a column.
+            many = self._files.local and len(names) > MANY_COLUMNS
+            small = size <= BIG_ROW_GROUP or (many and size <= len(names) * buffer)
             most = min(2 * size if small else len(names) << 20, BIG_ROW_GROUP)
             ahead = (
                 nullcontext(small) if opened.remote is None else self._files.ahead(opened, index, names, most, where)
@@ -341,7 +344,6 @@ class ParquetSource:
             with ahead as whole:
                 file = opened.reader
                 if not whole:
-                    buffer = min(max((32 << 20) // len(names), 64 << 10), 1 << 20)
                     file = self._files.open_again(
                         shard, opened, self._dictionaries_of(shard), buffer, index, names, where
                     )
