@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pickle
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -219,6 +219,14 @@ class Dask:
         alive = [address for address in self._seen.alive if address not in unwanted]
         # A wish, not a restriction: a task that may run nowhere else would wait for ever.
         return {"workers": alive, "allow_other_workers": True} if unwanted and alive else {}
+
+    def shares(self, places: Sequence[Place]) -> dict[str, list[Place]]:
+        """Share places out to the threads of workers that answer, in turn; by address of the worker."""
+        threads = [address for address in self._seen.alive for _ in range(max(1, self._seen.threads[address]))]
+        found: dict[str, list[Place]] = {}
+        for number, place in enumerate(places):
+            found.setdefault(threads[number % len(threads)] if threads else "", []).append(place)
+        return found
 
     def send_start(self, start: Any) -> Any:
         """Give where a round starts to the cluster: with each task if it is small, which is faster."""

@@ -95,10 +95,21 @@ class Tree:
     def _submit_all(self) -> None:
         # A round that begins again has other keys, too: the scheduler may still have tasks of those of before.
         options, attempt = self._cluster.where(), self._cluster.attempt()
-        self._submit(partial(part, topic=self._topic), "part", self._leaves, attempt, self._leaves, **options)
+        for address, leaves in self._shared_out().items():
+            # A wish, as in `Dask.where`.
+            wish = {"workers": [address], "allow_other_workers": True} if address else options
+            self._submit(partial(part, topic=self._topic), "part", leaves, attempt, leaves, **wish)
         for level in levels(self._n, self._group):
             if wanted := [place for place in level if place != (0, self._n) or place in self._tops]:
                 self._submit(join, "join", wanted, attempt, *self._halves(wanted), **options)
+
+    def _shared_out(self) -> dict[str, list[Place]]:
+        """Leaves by the worker that should take them; "" if that is the scheduler's choice.
+
+        It would give tasks that need a large state to the worker that has it, one after the other, while others idle:
+        two workers learned from a click log 1.2 times as fast as one.
+        """
+        return self._cluster.shares(self._leaves) if isinstance(self._start, Future) else {"": self._leaves}
 
     def _halves(self, places: list[Place]) -> tuple[list[AnyFuture | None], list[AnyFuture | None]]:
         """Tasks of the left and of the right halves of groups."""

@@ -31,7 +31,7 @@ from streamgd.trainer import train
 
 from ..conftest import Write, classification
 from ..test_rounds import mixed
-from .work import Brackets, Failing, Poisoned
+from .work import Brackets, Failing, Poisoned, Where
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -82,6 +82,22 @@ def test_jobs_of_every_size(client: Client, size: int) -> None:
     for executor, shared in (here, there, here):
         whole = executor.reduce(Brackets(), shared, 100, 3, never)
         assert whole == Serial().reduce(Brackets(), shared, 100, 3, never)
+
+
+def test_a_large_state_does_not_keep_all_parts_on_the_worker_that_has_it(client: Client) -> None:
+    """Which is where the scheduler would put them, one after the other."""
+    executor = Dask(client)
+    for _ in range(3):
+        at = executor.reduce(Where(0.5), "x", b"0" * (100 << 20), 2, never)
+        assert len(set(at)) == 2, at
+
+
+def test_places_are_shared_out_by_threads() -> None:
+    executor = Dask.__new__(Dask)
+    executor._seen = module._Workers(alive=["a", "b"], threads={"a": 2, "b": 1})
+    assert executor.shares([(0, 1), (1, 2), (2, 3), (3, 4)]) == {"a": [(0, 1), (1, 2), (3, 4)], "b": [(2, 3)]}
+    executor._seen = module._Workers()
+    assert executor.shares([(0, 1)]) == {"": [(0, 1)]}
 
 
 def test_nobody_may_wait_for_the_rest(client: Client) -> None:

@@ -67,3 +67,17 @@ class Failing:
 
     def join(self, shared: str, start: int, left: int, right: int) -> int:
         return left + right
+
+
+@dataclass(frozen=True)
+class Where:
+    """Says which processes took parts, which take a while."""
+
+    seconds: float
+
+    def part(self, shared: Any, start: Any, number: int) -> list[int]:
+        time.sleep(self.seconds)
+        return [os.getpid()]
+
+    def join(self, shared: Any, start: Any, left: list[int], right: list[int]) -> list[int]:
+        return left + right
