@@ -190,7 +190,7 @@ class Chunk:
         if (codec and codec not in CODECS) or size < 0 or self.physical != raw.flat.physical[name]:
             raise NotDirect("codec or type")
         self._file, self._begin = raw, chunk[thrift.START]
-        self._codec = _memory.codec(codec) if codec else None
+        self._codec = codec
         self.kind, self._nullable = raw.flat.types[name], raw.flat.nullable[name]
         self._alive: list[tuple[int, Any]] = []
         self._raw, self._from = pa.py_buffer(b""), 0
@@ -293,16 +293,17 @@ class Chunk:
             prefix, levels = nulls, nulls if self._nullable else 0  # the bits of nulls are never packed
         else:
             raise NotDirect("page")
-        if self._codec is None or compressed == 0:
+        if not self._codec or compressed == 0:
             if in_file != size:
                 raise NotDirect("sizes")
             buffer = self._raw.slice(body, size)
-            if self._codec is not None:
+            if self._codec:
                 buffer = pa.py_buffer(buffer.to_pybytes())
         elif size == prefix:
             buffer = pa.py_buffer(self._raw.slice(body, size).to_pybytes())
         else:
-            buffer = self._codec.decompress(self._raw.slice(body + prefix, in_file - prefix), size - prefix)
+            codec = _memory.codec(self._codec)  # that of this thread: some have a state of their own
+            buffer = codec.decompress(self._raw.slice(body + prefix, in_file - prefix), size - prefix)
             if levels > 0:
                 bits = np.frombuffer(self._raw.slice(body, prefix), np.uint8)
                 buffer = pa.py_buffer(np.concatenate([bits, np.frombuffer(buffer, np.uint8)]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -171,6 +173,34 @@ def opened(path: Path) -> tuple[ParquetSource, Encoder]:
     source = ParquetSource(path, n_jobs=1)
     encoder = encoder_of(numbers(), source, Selection())
     return source.with_dictionaries(encoder.spec.dictionaries), encoder
+
+
+@pytest.mark.parametrize("codec", ["snappy", "gzip"])
+def test_each_thread_unpacks_by_a_codec_of_its_own(tmp_path: Path, codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a row group that a window has cut is read on by another thread: gzip's codec has a state."""
+    pq.write_table(numbers(), tmp_path / "a.parquet", compression=codec, data_page_size=500, write_batch_size=100)
+    monkeypatch.setattr(direct, "_STEP_ROWS", 1000)
+    source, encoder = opened(tmp_path)
+    reader = BlockReader(source, encoder, 0, recipe(encoder))
+    first, second = encoder.new_rows(1000), encoder.new_rows(4000)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: list(reader.read(1000, first))).result()
+        theirs = pool.submit(lambda: dict(chunks._memory._codecs)).result()
+    own = {number: pa.Codec(chunks.CODECS[number]) for number in theirs}
+    used: list[str] = []
+
+    class Told:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def decompress(self, *given: Any) -> Any:
+            used.append(threading.current_thread().name)
+            return own[self.number].decompress(*given)
+
+    monkeypatch.setattr(chunks._memory, "_codecs", {number: Told(number) for number in theirs})
+    list(reader.read(4000, second))
+    assert used and set(used) == {threading.current_thread().name}
+    assert reader._batches is None
 
 
 @pytest.mark.parametrize("step", [1000, 1 << 16])
