@@ -105,12 +105,13 @@ class Lister:
         if not self.slots:
             yield Listed(start, stop)
             return
+        slot_cells = job.table.cells
         while True:
-            found = self._take(job, Wanted(window, start, stop, carried, job.table.cells))
+            found = self._take(job, Wanted(window, start, stop, carried, slot_cells))
             carried, start = (carried + found.stop - start) % job.problem.batch_size, found.stop
             end = stop if start < stop else then
             if self.pool is not None and start < end:
-                wanted = Wanted(window, start, end, carried, job.table.cells)
+                wanted = Wanted(window, start, end, carried, slot_cells)
                 self._next = wanted, Task(partial(self._list, job, wanted))
                 self.pool.submit(self._next[1].run)
             yield found

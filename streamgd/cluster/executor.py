@@ -217,11 +217,18 @@ class Dask:
         """Options for a task that should not go to a silent worker, nor to another one."""
         unwanted = self.silent | ({besides} if besides else set())
         alive = [address for address in self._seen.alive if address not in unwanted]
-        # A wish, not a restriction: a task that may run nowhere else would wait for ever.
-        return {"workers": alive, "allow_other_workers": True} if unwanted and alive else {}
+        return self.wish(alive) if unwanted else {}
+
+    @staticmethod
+    def wish(addresses: Sequence[str]) -> dict[str, Any]:
+        """Options for a task that should go to one of some workers, if there are any.
+
+        It is no restriction: a task that may run nowhere else would wait for ever.
+        """
+        return {"workers": list(addresses), "allow_other_workers": True} if addresses else {}
 
     def shares(self, places: Sequence[Place]) -> dict[str, list[Place]]:
-        """Share places out to the threads of workers that answer, in turn; by address of the worker."""
+        """Share places out to the threads of workers that answer, in turn; by address, "" if none answers."""
         threads = [address for address in self._seen.alive for _ in range(max(1, self._seen.threads[address]))]
         found: dict[str, list[Place]] = {}
         for number, place in enumerate(places):

@@ -96,9 +96,8 @@ class Tree:
         # A round that begins again has other keys, too: the scheduler may still have tasks of those of before.
         options, attempt = self._cluster.where(), self._cluster.attempt()
         for address, leaves in self._shared_out().items():
-            # A wish, as in `Dask.where`.
-            wish = {"workers": [address], "allow_other_workers": True} if address else options
-            self._submit(partial(part, topic=self._topic), "part", leaves, attempt, leaves, **wish)
+            wished = self._cluster.wish([address]) if address else options
+            self._submit(partial(part, topic=self._topic), "part", leaves, attempt, leaves, **wished)
         for level in levels(self._n, self._group):
             if wanted := [place for place in level if place != (0, self._n) or place in self._tops]:
                 self._submit(join, "join", wanted, attempt, *self._halves(wanted), **options)

@@ -66,12 +66,9 @@ class BlockReader:
 
     def skip(self, n: int) -> None:
         """Pass over the next n rows."""
-        if n and self._pages is not None:
-            try:
-                self._pages.skip(n)
-            except NotDirect:
-                self._pages = None
-        if n and self._pages is None:
+        if self._pages is not None:
+            self._pages.skip(n)
+        elif n:
             self._by_arrow().skip(n)
         self.done += n
 

@@ -36,8 +36,6 @@ _PHYSICAL = {
 }
 #: Larger column chunks are not read at once, only so much where headers of pages are.
 _KEPT_BYTES, _HEADER_BYTES = 4 << 20, 4 << 10
-
-
 _NONE = np.empty(0, np.uint8)
 
 
@@ -163,6 +161,11 @@ class Page(NamedTuple):
     encoding: int
     levels: int
 
+    @property
+    def start(self) -> int:
+        """The row at which they begin."""
+        return self.stop - self.values
+
 
 class Chunk:
     """A column chunk, whose pages are unpacked when they are wanted, and let go of when they are done.
@@ -193,9 +196,10 @@ class Chunk:
         self._codec = codec
         self.kind, self._nullable = raw.flat.types[name], raw.flat.nullable[name]
         self._alive: list[tuple[int, Any]] = []
-        self._raw, self._from = pa.py_buffer(b""), 0
+        self._raw, self._from = pa.py_buffer(b""), -1
         self.dictionary: Page | None = None
-        self._pages, self._stops, self.encodings = list[list[int]](), list[int](), set[int]()
+        # The rows at which pages begin, and that at which the last one ends.
+        self._pages, self._rows, self.encodings = list[list[int]](), [0], set[int]()
         unpacked = rows = 0
         for header in self._headers(size, codec == _SNAPPY):
             kind, large, _, values, encoding, _, checksum, _, _, _, _ = header
@@ -205,7 +209,7 @@ class Chunk:
             if kind != thrift.DICTIONARY_PAGE:
                 rows += values
                 self._pages.append(header)
-                self._stops.append(rows)
+                self._rows.append(rows)
                 self.encodings.add(encoding)
             elif self._pages or self.dictionary or encoding not in (PLAIN, PLAIN_DICTIONARY):
                 raise NotDirect("dictionary")
@@ -223,10 +227,10 @@ class Chunk:
         if self._ready:
             self._ready = [page for page in self._ready if page.stop > row]
         if self._ready:
-            return self._ready[0].stop - self._ready[0].values
-        while self._next < len(self._stops) and self._stops[self._next] <= row:
+            return self._ready[0].start
+        while self._next < len(self._pages) and self._rows[self._next + 1] <= row:
             self._next += 1
-        return self._stops[self._next - 1] if self._next else 0
+        return self._rows[self._next]
 
     def pages(self, start: int, stop: int) -> list[Page]:
         """The next pages, up to that in which the row before ``stop`` is; those that end by ``start`` are let go of."""
@@ -236,7 +240,7 @@ class Chunk:
         if not found or found[-1].stop < stop:
             found += self._unpack_to(stop)
         given = len(found)
-        while given and found[given - 1].stop - found[given - 1].values >= stop:
+        while given and found[given - 1].start >= stop:
             given -= 1
         self._ready = found[given:]
         return found[:given]
@@ -244,12 +248,12 @@ class Chunk:
     def _unpack_to(self, stop: int) -> list[Page]:
         """Unpack the next pages up to a row."""
         first, last = self._next, self._next
-        while last < len(self._stops) and (self._stops[last - 1] if last else 0) < stop:
+        while last < len(self._pages) and self._rows[last] < stop:
             last += 1
         if first == last:
             return []
         self._reach(self._pages[first], self._pages[last - 1])
-        found = [self._unpack(self._pages[k], self._stops[k]) for k in range(first, last)]
+        found = [self._unpack(self._pages[k], self._rows[k + 1]) for k in range(first, last)]
         self._next, self._from = last, -1  # the memory may be the thread's
         return found
 

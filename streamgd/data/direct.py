@@ -200,10 +200,15 @@ class _Line:
         What takes its cells.
     start, stop : int
         Rows that are wanted first.
+
+    Attributes
+    ----------
+    decoding : float
+        Seconds of thread time that decoding unpacked pages took.
     """
 
     def __init__(self, raw: RawRowGroup, line: int, cells: Sequence[_Cell], start: int, stop: int) -> None:
-        self._line, self._done = line, 0
+        self._line, self._done, self.decoding = line, 0, 0.0
         self._needed = np.array([cell.needed for cell in cells])
         self._left_out = np.array([cell.left_out for cell in cells])
         self._columns = np.zeros((len(cells), kernels.COLUMN_FIELDS), np.int64)
@@ -272,11 +277,13 @@ class _Line:
         """Decode rows of some of the columns; if ``out`` takes fewer rows, one over the other."""
         table, most = np.array(pages, np.int64).reshape(-1, kernels.PAGE_FIELDS), len(out)
         columns, offsets, fills = self._columns[which], self._offsets[which], self._fills[which]
+        mark = thread_time()
         while n > 0:
             rows = min(n, most)
             if not kernels.decode_rows(columns, table, offsets, fills, rows, line, _tile.cells, out):
                 raise NotDirect("pages")
             n -= rows
+        self.decoding += thread_time() - mark
 
 
 class PageRows:
@@ -332,9 +339,9 @@ class PageRows:
         cells, lost = out.view(np.uint32), 0
         for i, (first, takers) in enumerate(self._recipe):
             line = self._lines[i] or _Line(self._raw, first, takers, self.done, self.done + n)
-            mark = thread_time()
+            before = line.decoding
             lost += line.decode(self.done, n, cells)
-            self.decoding += thread_time() - mark
+            self.decoding += line.decoding - before
             # What is not needed again is let go of before the next columns are unpacked.
             self._lines[i] = line if self.done + n < self._raw.rows else None
         self.done += n

@@ -178,7 +178,7 @@ class WindowStream:
             if not filling:
                 return
             epoch, index, rows, tasks = filling.popleft()
-            ahead = [task for *_, later in filling for task in later] if pool is not None else []
+            ahead = [task for *_, later in filling for task in later]
             n, skipped, lost, texts = self._gather(rows, tasks, ahead)
             order = self.plan.row_order(epoch, index, n)
             yield Window(rows, order, epoch, index, index == self.plan.n_windows - 1, skipped, lost, texts)

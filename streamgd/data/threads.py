@@ -41,17 +41,16 @@ class Task(Generic[Result]):
         """Whether it is done."""
         return self._done.is_set()
 
-    def run(self) -> bool:
-        """Do the work, unless another thread does it or has done it; return whether it was done here."""
+    def run(self) -> None:
+        """Do the work, unless another thread does it or has done it."""
         if not self._claim.acquire(blocking=False):
-            return False
+            return
         try:
             self._result = self._function()
         except BaseException as error:
             self._error = error
         del self._function
         self._done.set()
-        return True
 
     def result(self) -> Result:
         """Its result, or what it raised."""
