@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.dataframe as dd
 import numpy as np
 import psutil
@@ -96,6 +97,10 @@ def listening(process: psutil.Process) -> set[str]:
     return {c.laddr.ip for c in process.net_connections() if c.status == psutil.CONN_LISTEN}
 
 
+def profiling() -> bool:
+    return bool(dask.config.get("distributed.worker.profile.enabled"))
+
+
 def test_a_local_cluster_is_modest() -> None:
     """It listens on 127.0.0.1 alone, leaves Ctrl-C to the job, and is gone in the end."""
     me = psutil.Process()
@@ -109,6 +114,7 @@ def test_a_local_cluster_is_modest() -> None:
         time.sleep(0.5)
         assert sorted(client.run(os.getpid).values()) == sorted(process.pid for process in workers)
         assert set(client.ncores().values()) == {1}
+        assert set(client.run(profiling).values()) == {False}  # nobody can look
     gone, alive = psutil.wait_procs(workers, timeout=20)
     assert len(gone) == 2 and not alive
 
