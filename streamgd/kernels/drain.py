@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .few import ask, bring_slots, few_slots, marks_of, no_slots, return_slots, slots_ahead
 from .gradients import OUTPUTS, add_gradient, add_many_gradients, fetch, many_margins, margins
 from .intrinsics import SUMS, jit, kernel, total, uint32_at
 from .losses import evaluate, softmax
@@ -27,10 +28,7 @@ from .tables import (
     ROWS,
     STEP,
     TOUCHED,
-    ask_for,
-    bring_slots,
     list_touched,
-    return_slots,
     settle_slots,
     squared_norm,
     table_gradient,
@@ -52,6 +50,7 @@ def finish_batch(
     settings,
     inverse_scale,
     spread,
+    outputs,
     params,
     slots,
     carry,
@@ -66,9 +65,9 @@ def finish_batch(
     room,
 ):
     """Turn the carried sums into one step; return False if no model is left all of whose weights are finite."""
-    outputs, p, models = params.shape[0], params.shape[1] - 1, len(failed)
-    classes = outputs // models
-    for c in range(outputs):
+    p, models = params.shape[1] - 1, len(failed)
+    classes = len(params) // models
+    for c in range(len(params)):
         for j in range(p):
             carry[c, j] *= inverse_scale[j]
         if not problem.fit_intercept:
@@ -87,7 +86,7 @@ def finish_batch(
             if table is not None:
                 hashed = squared_norm(one, few, n, outputs, first, last, 0.0)
                 for begin in range(0, len(at_slots), ROOM):
-                    m = bring_some(table, at_slots, begin, numbers, few)
+                    m = bring_some(table, at_slots, begin, numbers, few, outputs)
                     hashed = squared_norm(one, few, m, outputs, first, last, hashed)
                 square += hashed
             share *= min(1.0, one.clip_norm / max(np.sqrt(square) * share, 1e-300))
@@ -102,9 +101,9 @@ def finish_batch(
     if table is not None:
         update_slots(problem, settings, paces, few, n, counters[STEP], outputs, room)
         for begin in range(0, len(at_slots), ROOM):
-            m = bring_some(table, at_slots, begin, numbers, few)
+            m = bring_some(table, at_slots, begin, numbers, few, outputs)
             update_slots(problem, settings, paces, few, m, counters[STEP], outputs, room)
-            return_slots(table, numbers.ctypes.data, m, few)
+            return_slots(table, numbers.ctypes.data, m, few, outputs)
         counters[TOUCHED] = 0
     counters[STEP] += 1
     counters[CARRIED] = 0
@@ -112,13 +111,13 @@ def finish_batch(
 
 
 @jit
-def bring_some(table, at_slots, begin, numbers, few):
+def bring_some(table, at_slots, begin, numbers, few, outputs):
     """Copy up to `ROOM` slots from ``at_slots[begin]`` on to the first of ``few``; return how many."""
     n = min(ROOM, len(at_slots) - begin)
     for k in range(n):
         numbers[k] = at_slots[begin + k]
-    ask_for(table, numbers.ctypes.data, 0, n)
-    bring_slots(table, numbers.ctypes.data, n, few)
+    ask(slots_ahead(table, numbers.ctypes.data, n, 1), 0, 1)
+    bring_slots(table, numbers.ctypes.data, n, few, outputs)
     return n
 
 
@@ -180,10 +179,11 @@ def drain(
         found, together, alone = 0, stretch_rows(rows.shape[1], at, table.shape[1]), False
         for k in range(len(counts)):
             most = max(most, counts[k])
-        few = np.empty((most, table.shape[1]), np.float32)
-        few_marks = few.view(np.int32)
+        few = few_slots(most, table.shape[1], outputs)
+        few_marks = marks_of(few, table.shape[1], outputs)
+        ahead, asked = no_slots(), 0  # rows with which some of them were asked for
         if len(counts) > 0:
-            ask_for(table, unique_at, 0, counts[0])
+            ask(slots_ahead(table, unique_at, counts[0], 1), 0, 1)
     else:
         room, sums, few = None, None, None
     held, held_at = -1, 0  # slots of a whole mini-batch
@@ -197,6 +197,7 @@ def drain(
                 settings,
                 inverse_scale,
                 spread,
+                outputs,
                 params,
                 slots,
                 carry,
@@ -211,7 +212,7 @@ def drain(
                 room,
             )
             if table is not None and held >= 0:
-                return_slots(table, held_at, held, few)
+                return_slots(table, held_at, held, few, outputs)
                 held = -1
             if not going:
                 return
@@ -236,13 +237,14 @@ def drain(
             stale = False
         if table is not None and left == 0:
             left, found = min(together, stop - i, problem.batch_size - counters[CARRIED]), counts[stretch]
-            bring_slots(table, unique_at, found, few)
+            bring_slots(table, unique_at, found, few, outputs)
             alone = counters[CARRIED] == 0 and (left == problem.batch_size or (last and i + left == stop))
             if not alone:
                 list_touched(few_marks, unique_at, found, touched, counters)
-            settle_slots(problem, settings, paces, few, few_marks, found, counters[STEP], len(params), room)
+            settle_slots(problem, settings, paces, few, few_marks, found, counters[STEP], outputs, room)
+            ahead, asked = no_slots(), 0
             if stretch + 1 < len(counts):
-                ask_for(table, unique_at, found, found + counts[stretch + 1])
+                ahead = slots_ahead(table, unique_at + 4 * found, counts[stretch + 1], 2 * left)
         n = min(tile, stop - i, problem.batch_size - counters[CARRIED])
         if table is not None:
             n = min(n, left)
@@ -252,7 +254,8 @@ def drain(
         else:
             many_margins(rows, order, i, n, weights, intercepts, z)
         if table is not None:
-            hashes = table_margins(rows, cells, order, i, n, at, factor, outputs, places_at, few, sums, z)
+            hashes = table_margins(rows, cells, order, i, n, at, factor, outputs, places_at, few, sums, ahead, asked, z)
+            asked += n
         whole = -(-n // SUMS) * SUMS
         weight = np.float64(n)
         if at.w >= 0:
@@ -285,14 +288,17 @@ def drain(
         else:
             add_many_gradients(rows, order, i, n, derivative, tile_sum, carry[:, :p])
         if table is not None:
-            table_gradient(rows, cells, order, i, n, at, factor, problem, outputs, places_at, few, sums, derivative)
+            table_gradient(
+                rows, cells, order, i, n, at, factor, problem, outputs, places_at, few, sums, ahead, asked, derivative
+            )
+            asked += n
             left -= n
             places_at += 4 * hashes
             if left == 0:
                 if alone:
                     held, held_at = found, unique_at
                 else:
-                    return_slots(table, unique_at, found, few)
+                    return_slots(table, unique_at, found, few, outputs)
                 stretch, unique_at = stretch + 1, unique_at + 4 * found
         counters[CARRIED] += n
         counters[ROWS] += n

@@ -1,4 +1,4 @@
-"""Tiles of 16 columns and 16 rows, transposed in vector registers, and what fills them."""
+"""Tiles of 16 columns and 16 rows, or of 4, transposed in vector registers, and what fills them."""
 
 from __future__ import annotations
 
@@ -161,3 +161,45 @@ def finish_streams(typing_context: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+def _four_by_four(builder: Any, rows: list[Any]) -> list[Any]:
+    """Transpose four vectors of four."""
+    a, b, c, d = rows
+    low = [shuffled(builder, *pair, [0, 4, 1, 5]) for pair in ((a, b), (c, d))]
+    high = [shuffled(builder, *pair, [2, 6, 3, 7]) for pair in ((a, b), (c, d))]
+    return [shuffled(builder, x, y, lanes) for x, y in (low, high) for lanes in ([0, 1, 4, 5], [2, 3, 6, 7])]
+
+
+def _move_four(builder: Any, sources: list[Any], outs: list[Any]) -> None:
+    """Transpose four times sixteen bytes from some addresses to others."""
+    kind = ir.VectorType(_I32, 4)
+    rows = [builder.load(builder.inttoptr(address, kind.as_pointer()), align=4) for address in sources]
+    for row, address in zip(_four_by_four(builder, rows), outs, strict=True):
+        builder.store(row, builder.inttoptr(address, kind.as_pointer()), align=4)
+
+
+def _four_from(builder: Any, address: Any, stride: Any) -> list[Any]:
+    return [builder.add(address, builder.mul(stride, _I64(k))) for k in range(4)]
+
+
+@intrinsic
+def four_columns(typing_context: Any, a: Any, b: Any, c: Any, d: Any, out: Any, stride: Any) -> Any:
+    """Write the four cells of 32 bits at each of four addresses as columns: ``stride`` bytes are from cell to cell."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _move_four(builder, list(args[:4]), _four_from(builder, args[4], args[5]))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), codegen
+
+
+@intrinsic
+def four_slots(typing_context: Any, source: Any, stride: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Write back what `four_columns` has written."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _move_four(builder, _four_from(builder, args[0], args[1]), list(args[2:]))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), codegen
