@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .few import ask, bring_slots, few_slots, marks_of, no_slots, return_slots, slots_ahead
+from .few import ask, ask_for, bring_slots, few_slots, marks_of, no_slots, return_slots, slots_ahead
 from .gradients import OUTPUTS, add_gradient, add_many_gradients, fetch, many_margins, margins
 from .intrinsics import SUMS, jit, kernel, total, uint32_at
 from .losses import evaluate, softmax
@@ -112,11 +112,15 @@ def finish_batch(
 
 @jit
 def bring_some(table, at_slots, begin, numbers, few, outputs):
-    """Copy up to `ROOM` slots from ``at_slots[begin]`` on to the first of ``few``; return how many."""
-    n = min(ROOM, len(at_slots) - begin)
+    """Copy up to `ROOM` slots from ``at_slots[begin]`` on to the first of ``few``; return how many.
+
+    Those that come next are asked for.
+    """
+    n, size = min(ROOM, len(at_slots) - begin), table.shape[1] * table.itemsize
     for k in range(n):
         numbers[k] = at_slots[begin + k]
-    ask(slots_ahead(table, numbers.ctypes.data, n, 1), 0, 1)
+    for k in range(begin + n, min(begin + 2 * n, len(at_slots))):
+        ask_for(table.ctypes.data, at_slots[k], size)
     bring_slots(table, numbers.ctypes.data, n, few, outputs)
     return n
 

@@ -51,12 +51,17 @@ def slot_at(base, slots_at, k, size):
 
 
 @jit
+def ask_for(table_at, slot, size):
+    """Ask the cache for a slot."""
+    for line in range(-(-size // 64)):
+        prefetch(table_at + np.int64(slot) * size + 64 * line)
+
+
+@jit
 def ask(ahead, row, rows):
-    """Ask the cache for the slots that come with some rows."""
+    """Ask for the slots that come with some rows."""
     for k in range(row * ahead.a_row, min((row + rows) * ahead.a_row, ahead.n)):
-        there = slot_at(ahead.table_at, ahead.slots_at, k, ahead.size)
-        for line in range(-(-ahead.size // 64)):
-            prefetch(there + 64 * line)
+        ask_for(ahead.table_at, uint32_at(ahead.slots_at, k), ahead.size)
 
 
 @jit
