@@ -15,16 +15,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..kernels import thrift
+from ..kernels.decode import BEGIN, END, LEVELS, PAGE_FIELDS
+from ..kernels.snappy import SPARE
+from ..kernels.unpack import SNAPPY, UNPACKED, list_pages, unpack_pages
 from .columns import is_string
 
 #: Codecs by their number in the footer. The LZ4 of Hadoop (5) has a frame of its own.
-_SNAPPY = 1
-CODECS = {_SNAPPY: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
+CODECS = {SNAPPY: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 #: Physical types: bits, integers, floats and strings.
 BOOLEAN, _INT32, _INT64, FLOAT, _DOUBLE, STRING = 0, 1, 2, 4, 5, 6
 _WIDTHS = {_INT32: 4, _INT64: 8, FLOAT: 4, _DOUBLE: 8}
-#: Encodings of values.
-PLAIN, PLAIN_DICTIONARY, _RLE, DICTIONARY = 0, 2, 3, 8
 _INTEGERS = (pa.int8(), pa.int16(), pa.uint8(), pa.uint16())
 #: What the physical type of each Arrow type must be to be read here.
 _PHYSICAL = {
@@ -139,34 +139,6 @@ class RawRowGroup:
     read: Callable[[NDArray[np.uint8], int], int]
 
 
-class Page(NamedTuple):
-    """A page whose bytes are unpacked.
-
-    Attributes
-    ----------
-    at, end : int
-        Address and end of its bytes.
-    values, stop : int
-        Values, nulls among them, and the row of the row group at which they end.
-    encoding : int
-        Encoding of the values.
-    levels : int
-        Bytes of the bits of nulls, 0 if it has none, -1 if the page says so itself.
-    """
-
-    at: int
-    end: int
-    values: int
-    stop: int
-    encoding: int
-    levels: int
-
-    @property
-    def start(self) -> int:
-        """The row at which they begin."""
-        return self.stop - self.values
-
-
 class Chunk:
     """A column chunk, whose pages are unpacked when they are wanted, and let go of when they are done.
 
@@ -181,139 +153,137 @@ class Chunk:
 
     Attributes
     ----------
-    dictionary : Page or None
-        The dictionary, of plain values; it lives as long as the chunk.
-    encodings : set of int
-        Encodings of all pages of values.
+    dictionary : ndarray of int64, or None
+        The page of a dictionary, of plain values; it lives as long as the chunk.
+    plain : bool
+        Whether a page of data has plain values.
+    rows : int
+        Rows.
     """
 
     def __init__(self, raw: RawRowGroup, name: str, start: int, stop: int) -> None:
         chunk = raw.chunks[name]
-        codec, size, self.physical = chunk[thrift.CODEC], chunk[thrift.COMPRESSED], chunk[thrift.PHYSICAL]
-        if (codec and codec not in CODECS) or size < 0 or self.physical != raw.flat.physical[name]:
+        self._codec, size, self.physical = chunk[thrift.CODEC], chunk[thrift.COMPRESSED], chunk[thrift.PHYSICAL]
+        if (self._codec and self._codec not in CODECS) or size < 0 or self.physical != raw.flat.physical[name]:
             raise NotDirect("codec or type")
-        self._file, self._begin = raw, chunk[thrift.START]
-        self._codec = codec
-        self.kind, self._nullable = raw.flat.types[name], raw.flat.nullable[name]
+        self._file, self._begin, self.rows = raw, chunk[thrift.START], raw.rows
+        self.kind, nullable = raw.flat.types[name], raw.flat.nullable[name]
         self._alive: list[tuple[int, Any]] = []
-        self._raw, self._from = pa.py_buffer(b""), -1
-        self.dictionary: Page | None = None
-        # The rows at which pages begin, and that at which the last one ends.
-        self._pages, self._rows, self.encodings = list[list[int]](), [0], set[int]()
-        unpacked = rows = 0
-        for header in self._headers(size, codec == _SNAPPY):
-            kind, large, _, values, encoding, _, checksum, _, _, _, _ = header
-            unpacked += large
-            if unpacked > chunk[thrift.UNCOMPRESSED] or checksum >= 0 or values < 0:
-                raise NotDirect("sizes, or checksums")
-            if kind != thrift.DICTIONARY_PAGE:
-                rows += values
-                self._pages.append(header)
-                self._rows.append(rows)
-                self.encodings.add(encoding)
-            elif self._pages or self.dictionary or encoding not in (PLAIN, PLAIN_DICTIONARY):
-                raise NotDirect("dictionary")
-            else:
-                self._reach(header, header)
-                self.dictionary = self._unpack(header, raw.rows)
-        if rows != raw.rows:
-            raise NotDirect("rows")
-        self._next, self._ready = 0, list[Page]()
+        self._raw, self._from = _NONE, -1
+        self._headers = self._find_headers(size)
+        n = len(self._headers)
+        self._pages, ends = np.empty((n, PAGE_FIELDS), np.int64), np.empty((n + 1, 2), np.int64)
+        fit, self.plain = list_pages(
+            self._headers, self._codec != UNPACKED, nullable, raw.rows, chunk[thrift.UNCOMPRESSED], self._pages, ends
+        )
+        if not fit:
+            raise NotDirect("pages")
+        self._rows, self._bytes = ends.T.tolist()
+        first = int(n > 0 and self._headers[0, thrift.TYPE] == thrift.DICTIONARY_PAGE)
+        self.dictionary = self._pages[0] if first else None
+        self._given = self._next = first
         self.seek(start)
-        self._ready, self._from = self._unpack_to(stop), -1  # as long as what was read for the headers is there
+        last = self._last(stop)
+        if first and (last == n and self._next == first):  # what lives as long as the chunk may be one with the rest
+            self._unpack(0, last)
+        else:
+            if first:
+                self._unpack(0, 1)
+            self._unpack(self._next, last)
+        self._next, self._from = last, -1  # the memory may be the thread's
 
     def seek(self, row: int) -> int:
         """Pass over all pages that are not given away and end before a row; return where the next begins."""
-        if self._ready:
-            self._ready = [page for page in self._ready if page.stop > row]
-        if self._ready:
-            return self._ready[0].start
-        while self._next < len(self._pages) and self._rows[self._next + 1] <= row:
-            self._next += 1
-        return self._rows[self._next]
+        while self._given < len(self._pages) and self._rows[self._given + 1] <= row:
+            self._given += 1
+        self._next = max(self._next, self._given)
+        return self._rows[self._given]
 
-    def pages(self, start: int, stop: int) -> list[Page]:
-        """The next pages, up to that in which the row before ``stop`` is; those that end by ``start`` are let go of."""
+    def pages(self, start: int, stop: int) -> tuple[int, NDArray[np.int64]]:
+        """The number of the next page, and those up to that in which the row before ``stop`` is.
+
+        Pages that end by ``start`` are let go of.
+        """
         if start:
             self._alive = [(end, memory) for end, memory in self._alive if end > start]
-        found = self._ready
-        if not found or found[-1].stop < stop:
-            found += self._unpack_to(stop)
-        given = len(found)
-        while given and found[given - 1].start >= stop:
-            given -= 1
-        self._ready = found[given:]
-        return found[:given]
+        first, last = self._given, self._last(stop)
+        if last > self._next:
+            self._unpack(self._next, last)
+            self._next, self._from = last, -1
+        self._given = last
+        return first, self._pages[first:last]
 
-    def _unpack_to(self, stop: int) -> list[Page]:
-        """Unpack the next pages up to a row."""
-        first, last = self._next, self._next
+    def end(self, page: int) -> int:
+        """The row at which a page ends."""
+        return self._rows[page + 1]
+
+    def _last(self, stop: int) -> int:
+        """The page after those that are wanted up to a row."""
+        last = self._given
         while last < len(self._pages) and self._rows[last] < stop:
             last += 1
-        if first == last:
-            return []
-        self._reach(self._pages[first], self._pages[last - 1])
-        found = [self._unpack(self._pages[k], self._rows[k + 1]) for k in range(first, last)]
-        self._next, self._from = last, -1  # the memory may be the thread's
-        return found
+        return last
 
-    def _reach(self, first: list[int], last: list[int]) -> None:
-        """Make sure that the pages from one header to another are read."""
-        low, high = first[thrift.BODY], last[thrift.BODY] + last[thrift.IN_FILE]
-        if self._from < 0 or low < self._from or high > self._from + self._raw.size:
+    def _unpack(self, first: int, last: int) -> None:
+        """Unpack some pages; they live until the last row of them is done, a dictionary as long as the chunk."""
+        if first >= last:
+            return
+        low = int(self._headers[first, thrift.BODY])
+        high = int(self._headers[last - 1, thrift.BODY] + self._headers[last - 1, thrift.IN_FILE])
+        if self._from < 0 or low < self._from or high > self._from + len(self._raw):
             self._read(low, high - low)
+        memory: Any = self._raw
+        if self._codec in (UNPACKED, SNAPPY):
+            address = 0
+            if self._codec == SNAPPY:
+                memory = pa.allocate_buffer(self._bytes[last] - self._bytes[first] + SPARE)
+                address = memory.address
+            if not unpack_pages(self._raw, self._from, self._headers, first, last, self._codec, address, self._pages):
+                raise NotDirect("pages")
+        else:
+            memory = [self._unpacked(page) for page in range(first, last)]
+        keep_all = first == 0 and self.dictionary is not None
+        self._alive.append((self.rows + 1 if keep_all else self._rows[last], memory))
+
+    def _unpacked(self, page: int) -> Any:
+        """Unpack one page by Arrow's codec."""
+        header, raw = self._headers[page], pa.py_buffer(self._raw)
+        body, size, in_file = (int(header[k]) for k in (thrift.BODY, thrift.SIZE, thrift.IN_FILE))
+        body, prefix = body - self._from, max(int(self._pages[page, LEVELS]), 0)
+        if header[thrift.IS_COMPRESSED] == 0 or size == prefix:
+            memory = pa.py_buffer(raw.slice(body, size).to_pybytes())
+        else:
+            codec = _memory.codec(self._codec)  # that of this thread: some have a state of their own
+            memory = codec.decompress(raw.slice(body + prefix, in_file - prefix), size - prefix)
+            if prefix:  # bits of nulls are never packed in the second version
+                bits = np.frombuffer(raw.slice(body, prefix), np.uint8)
+                memory = pa.py_buffer(np.concatenate([bits, np.frombuffer(memory, np.uint8)]))
+        self._pages[page, BEGIN], self._pages[page, END] = memory.address, memory.address + memory.size
+        return memory
 
     def _read(self, at: int, size: int) -> NDArray[np.uint8]:
         """Read some of its bytes."""
-        memory = _memory.buffer(size) if self._codec else np.empty(size, np.uint8)
+        memory = _memory.buffer(size) if self._codec != UNPACKED else np.empty(size, np.uint8)
         if self._file.read(memory, self._begin + at) != size:
             raise NotDirect("sizes")
-        self._raw, self._from = pa.py_buffer(memory), at
+        self._raw, self._from = memory, at
         return memory
 
-    def _headers(self, size: int, snappy: bool) -> list[list[int]]:
+    def _find_headers(self, size: int) -> NDArray[np.int64]:
         """Headers of all pages."""
-        found: list[list[int]] = []
-        at, wanted = 0, size if size <= _KEPT_BYTES else _HEADER_BYTES
+        found: list[NDArray[np.int64]] = []
+        at, wanted, many = 0, size if size <= _KEPT_BYTES else _HEADER_BYTES, 0
         while at < size:
-            headers, data = _memory.headers(len(found)), self._read(at, min(wanted, size - at))
-            n, then = thrift.chunk_pages(data, size - at, snappy, headers)
+            headers, data = _memory.headers(many), self._read(at, min(wanted, size - at))
+            n, then = thrift.chunk_pages(data, size - at, self._codec == SNAPPY, headers)
             if n < 0 or (n == 0 and len(data) == size - at):
                 raise NotDirect("headers")
             wanted *= 1 if n else 16
             if at:
                 headers[:n, thrift.BODY] += at
-            found += headers[:n].tolist()
-            at += then
-        return found
-
-    def _unpack(self, header: list[int], stop: int) -> Page:
-        """A page, whose memory lives until its last row is done."""
-        kind, size, in_file, values, encoding, levels, _, lists, nulls, compressed, body = header
-        body, prefix = body - self._from, 0
-        if kind == thrift.DICTIONARY_PAGE or (kind == thrift.DATA_PAGE and (levels == _RLE or not self._nullable)):
-            levels = -1 if self._nullable else 0
-        elif kind == thrift.DATA_PAGE_V2 and lists == 0 and 0 <= nulls <= min(in_file, size):
-            prefix, levels = nulls, nulls if self._nullable else 0  # the bits of nulls are never packed
-        else:
-            raise NotDirect("page")
-        if not self._codec or compressed == 0:
-            if in_file != size:
-                raise NotDirect("sizes")
-            buffer = self._raw.slice(body, size)
-            if self._codec:
-                buffer = pa.py_buffer(buffer.to_pybytes())
-        elif size == prefix:
-            buffer = pa.py_buffer(self._raw.slice(body, size).to_pybytes())
-        else:
-            codec = _memory.codec(self._codec)  # that of this thread: some have a state of their own
-            buffer = codec.decompress(self._raw.slice(body + prefix, in_file - prefix), size - prefix)
-            if levels > 0:
-                bits = np.frombuffer(self._raw.slice(body, prefix), np.uint8)
-                buffer = pa.py_buffer(np.concatenate([bits, np.frombuffer(buffer, np.uint8)]))
-        self._alive.append((stop, buffer))
-        at = buffer.address
-        return Page(at, at + buffer.size, values, stop, encoding, levels)
+            found.append(headers[:n].copy())
+            at, many = at + then, many + n
+        return found[0] if len(found) == 1 else np.concatenate([np.empty((0, thrift.HEADER_FIELDS), np.int64), *found])
 
     def keep(self, memory: Any, stop: int) -> None:
         """Let memory live until a row is done."""

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from time import thread_time
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +26,7 @@ from ..features import Column
 from ..kernels import decode as kernels
 from ..kernels.tiles import LANES
 from .buffers import CODES, floats
-from .chunks import (
-    BOOLEAN,
-    DICTIONARY,
-    FLOAT,
-    PLAIN,
-    PLAIN_DICTIONARY,
-    STRING,
-    Chunk,
-    NotDirect,
-    Page,
-    RawRowGroup,
-    values_begin,
-)
+from .chunks import BOOLEAN, FLOAT, STRING, Chunk, NotDirect, RawRowGroup, values_begin
 from .strings import calendar_hashes, column_seeds, hash_values, write_pairs
 from .target import Target, leave_out, sample_weights
 
@@ -47,7 +36,6 @@ if TYPE_CHECKING:
 Cells = NDArray[np.uint32]
 
 _NAN = int(np.float32(np.nan).view(np.uint32))
-_ONLY_PLAIN, _CODED_OR_PLAIN = frozenset({PLAIN}), frozenset({PLAIN, PLAIN_DICTIONARY, DICTIONARY})
 #: Rows for which pages are unpacked before they are decoded; rows that are decoded only to get past them, at a time.
 _STEP_ROWS, _PASSED_ROWS = 1 << 17, 4096
 
@@ -174,15 +162,13 @@ def _address(cells: Cells) -> tuple[int, int]:
 
 def _table(chunk: Chunk, cell: _Cell, raw_cells: bool) -> tuple[int, int]:
     """Address and length of the cells of a dictionary, if there is one."""
-    page = chunk.dictionary
-    if not chunk.encodings <= (_CODED_OR_PLAIN if page is not None else _ONLY_PLAIN):
-        raise NotDirect("encoding")
-    if page is None:
+    if chunk.dictionary is None:
         return 0, 0
-    at, n = page.at, (page.end - page.at) // 4
+    at, end, values = chunk.dictionary[[kernels.BEGIN, kernels.END, kernels.VALUES]].tolist()
+    n = (end - at) // 4
     if not raw_cells:
-        at, n = _address(_cells(chunk, cell, page.values, page.stop, page.at, page.end))
-    if n < page.values:
+        at, n = _address(_cells(chunk, cell, values, chunk.rows, at, end))
+    if n < values:
         raise NotDirect("dictionary")
     return at, n
 
@@ -226,16 +212,17 @@ class _Line:
             )
         self._pass_over(start)
 
-    def _rows(self, k: int, unpacked: Sequence[Page]) -> list[tuple[int, ...]]:
-        """Pages of a column as the kernel sees them."""
+    def _pages(self, k: int, first: int, pages: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Pages of a column from the first on, plain values made cells."""
         cell, chunk, raw_cells = self._cells[k]
-        rows: list[tuple[int, ...]] = []
-        for at, end, values, stop, encoding, levels in unpacked:
-            table: tuple[int, int] = 0, 0
-            if encoding == PLAIN and not raw_cells:
-                table = _address(_cells(chunk, cell, values, stop, values_begin(at, end, levels), end))
-            rows.append((at, end, values, encoding != PLAIN, levels != 0, levels, *table))
-        return rows
+        if raw_cells or not chunk.plain:
+            return pages
+        pages = pages.copy()
+        for i, (at, end, values, coded, _, levels, *_) in enumerate(pages.tolist()):
+            if not coded:
+                cells = _cells(chunk, cell, values, chunk.end(first + i), values_begin(at, end, levels), end)
+                pages[i, kernels.CELLS], pages[i, kernels.N_CELLS] = _address(cells)
+        return pages
 
     def decode(self, start: int, n: int, out: Cells) -> int:
         """Write n rows from ``start`` on; return how many of them are to be left out."""
@@ -244,12 +231,10 @@ class _Line:
         for first in range(0, n, _STEP_ROWS):
             rows = min(_STEP_ROWS, n - first)
             unpacked = {name: chunk.pages(self._done, self._done + rows) for name, chunk in self._chunks.items()}
-            pages, ends = list[tuple[int, ...]](), list[int]()
-            for k, (cell, *_) in enumerate(self._cells):
-                pages += self._rows(k, unpacked[cell.name])
-                ends.append(len(pages))
+            pages = [self._pages(k, *unpacked[cell.name]) for k, (cell, *_) in enumerate(self._cells)]
+            ends = list(accumulate(map(len, pages)))
             self._columns[:, kernels.NEXT_PAGE], self._columns[:, kernels.LAST_PAGE] = [0, *ends[:-1]], ends
-            self._decode(slice(None), pages, rows, out[first : first + rows], self._line)
+            self._decode(slice(None), np.concatenate(pages), rows, out[first : first + rows], self._line)
             self._done += rows
         nulls = self._columns[:, kernels.NULL_ROWS] - before
         if nulls[self._needed].any():
@@ -269,18 +254,18 @@ class _Line:
             if begin < row:
                 unpacked = chunk.pages(begin, row)
                 for k in mine:
-                    self._columns[k, [kernels.NEXT_PAGE, kernels.LAST_PAGE]] = 0, len(unpacked)
-                    self._decode(slice(k, k + 1), self._rows(k, unpacked), row - begin, _tile.passed, 0)
+                    self._columns[k, [kernels.NEXT_PAGE, kernels.LAST_PAGE]] = 0, len(unpacked[1])
+                    self._decode(slice(k, k + 1), self._pages(k, *unpacked), row - begin, _tile.passed, 0)
         self._done = row
 
-    def _decode(self, which: slice, pages: list[tuple[int, ...]], n: int, out: Cells, line: int) -> None:
+    def _decode(self, which: slice, pages: NDArray[np.int64], n: int, out: Cells, line: int) -> None:
         """Decode rows of some of the columns; if ``out`` takes fewer rows, one over the other."""
-        table, most = np.array(pages, np.int64).reshape(-1, kernels.PAGE_FIELDS), len(out)
+        most = len(out)
         columns, offsets, fills = self._columns[which], self._offsets[which], self._fills[which]
         mark = thread_time()
         while n > 0:
             rows = min(n, most)
-            if not kernels.decode_rows(columns, table, offsets, fills, rows, line, _tile.cells, out):
+            if not kernels.decode_rows(columns, pages, offsets, fills, rows, line, _tile.cells, out):
                 raise NotDirect("pages")
             n -= rows
         self.decoding += thread_time() - mark

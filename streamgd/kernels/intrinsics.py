@@ -170,10 +170,37 @@ def copy_sixteen_bytes(typing_context: Any, source: Any, out: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.VectorType(_I32, 4).as_pointer()
-        builder.store(builder.load(builder.inttoptr(args[0], kind), align=4), builder.inttoptr(args[1], kind), align=4)
+        builder.store(builder.load(builder.inttoptr(args[0], kind), align=1), builder.inttoptr(args[1], kind), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def copy_bytes(typing_context: Any, out: Any, source: Any, n: Any) -> Any:
+    """Copy n bytes to an address from another (int64), which do not overlap."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        name, kind = "llvm.memcpy.p0.p0.i64", ir.IntType(8).as_pointer()
+        function = builder.module.globals.get(name) or ir.Function(
+            builder.module, ir.FunctionType(ir.VoidType(), [kind, kind, _I64, ir.IntType(1)]), name
+        )
+        places = [builder.inttoptr(place, kind) for place in args[:2]]
+        builder.call(function, [*places, args[2], ir.IntType(1)(0)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def put_byte(typing_context: Any, address: Any, byte: Any) -> Any:
+    """Write a uint8 to an address (int64)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], builder.inttoptr(args[0], ir.IntType(8).as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.uint8), codegen
 
 
 @intrinsic

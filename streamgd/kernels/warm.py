@@ -19,6 +19,7 @@ from .slots import list_stretches
 from .tables import average_table
 from .thrift import HEADER_FIELDS, chunk_pages
 from .tiles import LANES
+from .unpack import SNAPPY, list_pages, unpack_pages
 
 
 def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
@@ -38,6 +39,9 @@ def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
     encode_columns(none, none, none, none, np.zeros(0), np.zeros(0, np.float32), 0, 0, rows, none)
     add_moments(rows, 0, -1, np.zeros((6, 1)))
     chunk_pages(np.zeros(0, np.uint8), 0, False, np.zeros((1, HEADER_FIELDS), np.int64))
+    headers, told = np.zeros((0, HEADER_FIELDS), np.int64), np.zeros((0, PAGE_FIELDS), np.int64)
+    list_pages(headers, True, True, 0, 0, told, np.zeros((1, 2), np.int64))
+    unpack_pages(np.zeros(0, np.uint8), 0, headers, 0, 0, SNAPPY, 0, told)
     columns, pages, tile = np.zeros((0, COLUMN_FIELDS)), np.zeros((0, PAGE_FIELDS)), np.zeros((LANES + 1, LANES))
     decode_rows(
         columns.astype(np.int64),

@@ -1,0 +1,137 @@
+"""Pages of a column chunk as `streamgd.kernels.decode` takes them: what their headers say, checked, and their bytes.
+
+All pages that are wanted of a chunk are unpacked in one call, if they are packed by Snappy or not at all: whatever is
+done for each page by the interpreter counts, since a row group has hundreds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .decode import BEGIN, CELLS, CODED, END, LEVELS, N_CELLS, NULLS, VALUES
+from .intrinsics import copy_bytes, kernel
+from .snappy import unpack_snappy
+from .thrift import (
+    BODY,
+    CHECKSUM,
+    COUNT,
+    DATA_PAGE,
+    DATA_PAGE_V2,
+    DICTIONARY_PAGE,
+    ENCODING,
+    IN_FILE,
+    IS_COMPRESSED,
+    LEVEL_ENCODING,
+    LIST_BYTES,
+    NULL_BYTES,
+    SIZE,
+    TYPE,
+)
+
+#: Codecs by their number in the footer.
+UNPACKED, SNAPPY = 0, 1
+#: Encodings of values.
+PLAIN, PLAIN_DICTIONARY, RLE, DICTIONARY = 0, 2, 3, 8
+
+
+@kernel
+def list_pages(headers, packed, nullable, rows, unpacked, pages, ends):
+    """See what the pages of a column chunk are.
+
+    Parameters
+    ----------
+    headers : ndarray of int64, shape (n, HEADER_FIELDS)
+        What `streamgd.kernels.thrift` tells of each.
+    packed, nullable : bool
+        Whether the chunk has a codec, and whether its pages have bits that say what is null.
+    rows, unpacked : int
+        Rows and unpacked bytes that it has as the footer says.
+    pages : ndarray of int64, shape (n, PAGE_FIELDS)
+        Takes what they are, but for where their bytes are.
+    ends : ndarray of int64, shape (n + 1, 2)
+        Takes how many rows and unpacked bytes there are before each, and in all.
+
+    Returns
+    -------
+    direct : bool
+        False if they are not for `decode_rows`, or odd in any way.
+    plain : bool
+        Whether a page of data has plain values.
+    """
+    ends[0], dictionary, plain = 0, False, False
+    for k in range(len(headers)):
+        kind, size, in_file, values = headers[k, TYPE], headers[k, SIZE], headers[k, IN_FILE], headers[k, COUNT]
+        encoding, levels = headers[k, ENCODING], np.int64(0)
+        ends[k + 1, 0], ends[k + 1, 1] = ends[k, 0], ends[k, 1] + size
+        if ends[k + 1, 1] > unpacked or headers[k, CHECKSUM] >= 0 or values < 0:
+            return False, plain
+        if (not packed or headers[k, IS_COMPRESSED] == 0) and in_file != size:
+            return False, plain
+        if kind == DICTIONARY_PAGE:
+            if k > 0 or (encoding != PLAIN and encoding != PLAIN_DICTIONARY):
+                return False, plain
+            dictionary = True
+        else:
+            if encoding == PLAIN:
+                plain = True
+            elif not dictionary or (encoding != PLAIN_DICTIONARY and encoding != DICTIONARY):
+                return False, plain
+            ends[k + 1, 0] += values
+            if kind == DATA_PAGE:
+                if nullable:
+                    if headers[k, LEVEL_ENCODING] != RLE:
+                        return False, plain
+                    levels = np.int64(-1)
+            elif kind == DATA_PAGE_V2:
+                levels = headers[k, NULL_BYTES]
+                if headers[k, LIST_BYTES] != 0 or levels < 0 or levels > min(in_file, size):
+                    return False, plain
+                if levels > 0 and not nullable:
+                    return False, plain
+            else:
+                return False, plain
+        pages[k, VALUES], pages[k, CODED] = values, encoding != PLAIN
+        pages[k, NULLS], pages[k, LEVELS] = levels != 0, levels
+        pages[k, BEGIN], pages[k, END], pages[k, CELLS], pages[k, N_CELLS] = 0, 0, 0, 0
+    return ends[len(headers), 0] == rows, plain
+
+
+@kernel
+def unpack_pages(raw, begin, headers, first, last, codec, out, pages):
+    """Unpack some pages of a column chunk one after the other.
+
+    Parameters
+    ----------
+    raw : ndarray of uint8
+        Bytes of the chunk as they lie in the file, from that of number ``begin`` on, with all of these pages.
+    headers : ndarray of int64, shape (n, HEADER_FIELDS)
+        All pages, which `list_pages` has found fit.
+    first, last : int
+        The first that is wanted, and that after the last.
+    codec : int
+        `SNAPPY`, or `UNPACKED`: then they stay where they are.
+    out : int
+        Address of room for as many bytes as their headers say, and `streamgd.kernels.snappy.SPARE`.
+    pages : ndarray of int64, shape (n, PAGE_FIELDS)
+        Takes where their bytes are.
+
+    Returns
+    -------
+    bool
+        False if one cannot be unpacked.
+    """
+    for k in range(first, last):
+        at, size, in_file = raw.ctypes.data + headers[k, BODY] - begin, headers[k, SIZE], headers[k, IN_FILE]
+        if codec == UNPACKED:
+            pages[k, BEGIN], pages[k, END] = at, at + size
+            continue
+        prefix = max(pages[k, LEVELS], 0)  # bits of nulls are never packed in the second version
+        if headers[k, IS_COMPRESSED] == 0 or size == prefix:
+            copy_bytes(out, at, size)
+        else:
+            copy_bytes(out, at, prefix)
+            if not unpack_snappy(at + prefix, at + in_file, out + prefix, size - prefix):
+                return False
+        pages[k, BEGIN], pages[k, END] = out, out + size
+        out += size
+    return True
