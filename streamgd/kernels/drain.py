@@ -96,7 +96,8 @@ def finish_batch(
         for c in range(first, last):
             for j in range(p + 1):
                 carry[c, j] *= share
-            paces[model, 2] += update(one, before, eta, counters[STEP], spread, carry[c], params[c], slots[:, c])
+            if not update(one, before, eta, counters[STEP], spread, carry[c], params[c], slots[0, c], slots[1, c]):
+                paces[model, 2] = np.inf
     carry[:] = 0.0
     if table is not None:
         update_slots(problem, settings, paces, few, n, counters[STEP], outputs, room)

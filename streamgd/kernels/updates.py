@@ -137,19 +137,21 @@ def _advance_rare(problem, eta, step, g, w, a, b):
 
 
 @strict
-def update(problem, before, eta, step, spread, gradient, params, slots):
+def update(problem, before, eta, step, spread, gradient, params, a_row, b_row):
     """One step of dense weights, of which the last is the intercept; ``before`` is the rate of the step before.
 
-    ``gradient``, ``params`` and ``spread`` are float64[p + 1], ``slots`` float64[2, p + 1]. The penalty is of weights
-    times ``spread``, which is 0 for the intercept. Return the sum of absolute weights.
+    All arrays are float64[p + 1]; ``a_row`` and ``b_row`` are the state. The penalty is of weights times ``spread``,
+    which is 0 for the intercept. Return whether all weights are finite.
     """
-    total = 0.0
+    wild = False
     for j in range(len(params)):
-        w, a, b = params[j], slots[0, j], slots[1, j]
+        w, a, b = params[j], a_row[j], b_row[j]
         if problem.rare is not None and problem.optimizer == FTRL and before != eta:
             a = rebased(problem, before, eta, w, a, b)
         w, a, b = advance(problem, eta, step, gradient[j], w, a, b)
         w = settled(problem, eta, step + 1, problem.l1 * spread[j], problem.l2 * spread[j] ** 2, 1, w, a, b)
-        params[j], slots[0, j], slots[1, j] = w, a, b
-        total += abs(w)
-    return total
+        params[j], a_row[j] = w, a
+        if problem.rare is not None:  # with fewer arrays that may overlap, this is vector code
+            b_row[j] = b
+        wild |= not abs(w) < np.inf
+    return not wild

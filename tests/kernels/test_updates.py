@@ -26,19 +26,18 @@ MINIMUM = np.array([1.0, -2.0, 0.0, 0.3, 5.0])
 
 @jit
 def kernel(problem, before, eta, step, spread, gradient, params, slots):
-    return updates.update(problem, before, eta, step, spread, gradient, params, slots)
+    return updates.update(problem, before, eta, step, spread, gradient, params, slots[0], slots[1])
 
 
 def twin(problem, before, eta, step, spread, gradient, params, slots):
     args = problem.optimizer_args, before, eta, step, problem.l1, problem.l2, spread
-    return reference.update(problem.optimizer, *args, gradient, params, slots)
+    return reference.update(problem.optimizer, *args, gradient, params, slots) < np.inf
 
 
 def take(optimizer, args, eta, step, gradient, params, slots, *, before=None, l1=0.0, l2=0.0, update=kernel):
     """One step; return whether all weights are finite."""
     rates = eta if before is None else before, eta
-    total = update(problem(optimizer, args, l1=l1, l2=l2), *rates, step, np.ones(len(params)), gradient, params, slots)
-    return total < np.inf
+    return update(problem(optimizer, args, l1=l1, l2=l2), *rates, step, np.ones(len(params)), gradient, params, slots)
 
 
 def quadratic(params):
