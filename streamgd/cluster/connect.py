@@ -60,7 +60,13 @@ def connected(options: ClusterOptions) -> Iterator[Client]:
             )
         try:
             client = Client(
-                address, security=None if options.local else security, timeout=CONNECTING, set_as_default=False
+                address,
+                security=None if options.local else security,
+                timeout=CONNECTING,
+                set_as_default=False,
+                # Else what is fetched goes by the scheduler: 64 MB in 0.24 s. Of another cluster, only that one may
+                # be in reach.
+                direct_to_workers=bool(options.local),
             )
         except (OSError, TimeoutError, ValueError, RuntimeError) as error:
             raise ClusterLost(
