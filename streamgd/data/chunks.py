@@ -184,12 +184,10 @@ class Chunk:
         self._given = self._next = first
         self.seek(start)
         last = self._last(stop)
-        if first and (last == n and self._next == first):  # what lives as long as the chunk may be one with the rest
-            self._unpack(0, last)
-        else:
-            if first:
-                self._unpack(0, 1)
-            self._unpack(self._next, last)
+        together = last == n and self._next == first  # what lives as long as the chunk may be one with the rest
+        if first and not together:
+            self._unpack(0, 1)
+        self._unpack(0 if together else self._next, last)
         self._next, self._from = last, -1  # the memory may be the thread's
 
     def seek(self, row: int) -> int:

@@ -55,19 +55,26 @@ PIECE = 1024
 
 
 @jit
+def varint_at(at, end):
+    """Number of 7 bits a byte (int64, at most 35 bits) between two addresses, and where it ends; -1 if it does not."""
+    value, shift = np.int64(0), np.int64(0)
+    while at < end and shift <= 28:
+        byte = np.int64(uint8_at(at, 0))
+        at += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value, at
+    return value, np.int64(-1)
+
+
+@jit
 def _next_run(columns, k, stream):
     """Begin the next run of a stream; return False if there is none."""
     at, end, width = columns[k, stream + _AT], columns[k, stream + _END], columns[k, stream + _WIDTH]
-    header, shift = np.int64(0), np.int64(0)
-    while True:
-        if at >= end or shift > 28:
-            return False
-        byte = np.int64(uint8_at(at, 0))
-        at += 1
-        header |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            break
+    header, at = varint_at(at, end)
+    if at < 0:
+        return False
     packed, count, size, value = header & 1, header >> 1, (width + 7) >> 3, np.int64(-1)
     if packed:
         size, count = count * width, count * 8

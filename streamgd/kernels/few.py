@@ -51,6 +51,17 @@ def slot_at(base, slots_at, k, size):
 
 
 @jit
+def four_at(base, slots_at, k, size):
+    """Addresses of slots k to k + 3."""
+    return (
+        slot_at(base, slots_at, k, size),
+        slot_at(base, slots_at, k + 1, size),
+        slot_at(base, slots_at, k + 2, size),
+        slot_at(base, slots_at, k + 3, size),
+    )
+
+
+@jit
 def ask_for(table_at, slot, size):
     """Ask the cache for a slot."""
     for line in range(-(-size // 64)):
@@ -88,8 +99,7 @@ def bring_slots(table, slots_at, n, few, outputs):
     k = 0
     if outputs is None:
         while k + 4 <= n:
-            a, b = slot_at(base, slots_at, k, size), slot_at(base, slots_at, k + 1, size)
-            c, d = slot_at(base, slots_at, k + 2, size), slot_at(base, slots_at, k + 3, size)
+            a, b, c, d = four_at(base, slots_at, k, size)
             for at in range(0, size, 16):
                 four_columns(a + at, b + at, c + at, d + at, few_at + at // 4 * row + 4 * k, row)
             k += 4
@@ -115,8 +125,7 @@ def return_slots(table, slots_at, n, few, outputs):
         while k + 4 <= n:
             for j in range(k + RETURNED_AHEAD, min(k + RETURNED_AHEAD + 4, n)):
                 prefetch(slot_at(base, slots_at, j, size))
-            a, b = slot_at(base, slots_at, k, size), slot_at(base, slots_at, k + 1, size)
-            c, d = slot_at(base, slots_at, k + 2, size), slot_at(base, slots_at, k + 3, size)
+            a, b, c, d = four_at(base, slots_at, k, size)
             for at in range(0, size, 16):
                 four_slots(few_at + at // 4 * row + 4 * k, row, a + at, b + at, c + at, d + at)
             k += 4

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .decode import varint_at
 from .intrinsics import (
     copy_bytes,
     copy_sixteen_bytes,
@@ -43,17 +44,8 @@ def _again(out, offset, n):
 def unpack_snappy(at, end, out, size):
     """Unpack the bytes between two addresses into ``size`` bytes and `SPARE`; return whether they are so many."""
     begin, stop = out, out + size
-    shift, told = np.int64(0), np.int64(0)
-    while True:
-        if at >= end or shift > 28:
-            return False
-        byte = np.int64(uint8_at(at, 0))
-        at += 1
-        told |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            break
-    if told != size:
+    told, at = varint_at(at, end)
+    if at < 0 or told != size:
         return False
     while at < end:
         tag = np.int64(uint8_at(at, 0))
