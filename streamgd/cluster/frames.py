@@ -133,6 +133,11 @@ class FrameSource:
         """Never: a partition is computed whenever it is read."""
         return False
 
+    @property
+    def local(self) -> bool:
+        """Never."""
+        return False
+
     def identity(self) -> str:
         """SHA-256 over what `fingerprint` sees, and all values."""
         return digest(self.fingerprint() + "".join(self._digests))

@@ -170,6 +170,10 @@ class Source(Protocol):
     def in_memory(self) -> bool:
         """Whether rows are in memory, so that reading them again costs little."""
 
+    @property
+    def local(self) -> bool:
+        """Whether to read rows is to decode them, with no waiting for others."""
+
     def identity(self) -> str:
         """SHA-256 that changes whenever a shard may have changed."""
 

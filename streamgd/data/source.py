@@ -196,6 +196,11 @@ class ParquetSource:
         """Never."""
         return False
 
+    @property
+    def local(self) -> bool:
+        """Whether the shards are files of this machine."""
+        return self._files.local
+
     def identity(self) -> str:
         """SHA-256 over names, sizes, times and footers of the shards."""
         files = self._files

@@ -89,6 +89,11 @@ class TableSource:
         """Always."""
         return True
 
+    @property
+    def local(self) -> bool:
+        """Always."""
+        return True
+
     def identity(self) -> str:
         """As `fingerprint`: a table does not change."""
         return self.fingerprint()
