@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .addressspace import require_room, reserve_little
 
 if TYPE_CHECKING:
-    from .data.stream import ParquetStream
+    from .data.batches import ParquetStream
     from .estimators import SGDClassifier, SGDRegressor, load
     from .search import SGDSearchCV, tune
 
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 __all__ = ["ParquetStream", "SGDClassifier", "SGDRegressor", "SGDSearchCV", "load", "tune"]
 
 _HOMES = {
-    "ParquetStream": ".data.stream",
+    "ParquetStream": ".data.batches",
     "SGDClassifier": ".estimators",
     "SGDRegressor": ".estimators",
     "SGDSearchCV": ".search",

@@ -18,10 +18,11 @@ import numpy as np
 
 from .few import ask, ask_for, bring_slots, few_slots, marks_of, no_slots, return_slots, slots_ahead
 from .gradients import OUTPUTS, add_gradient, add_many_gradients, fetch, many_margins, margins
-from .intrinsics import SUMS, jit, kernel, total, uint32_at
+from .intrinsics import jit, kernel, uint32_at
 from .losses import evaluate, softmax
 from .problem import configured
 from .slots import hashes_of, stretch_rows, tile_rows
+from .sums import SUMS, total
 from .tables import (
     CARRIED,
     ROOM,

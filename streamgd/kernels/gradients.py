@@ -11,17 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import (
-    add_four_rows,
-    add_four_rows_twice,
-    add_row,
-    dot,
-    dot_four_rows,
-    dot_four_weights,
-    float32_at,
-    jit,
-    prefetch,
-)
+from .intrinsics import float32_at, jit, prefetch
+from .sums import add_four_rows, add_four_rows_twice, add_row, dot, dot_four_rows, dot_four_weights
 
 AHEAD = 64
 _PREFETCHED_BYTES = 512  # of a longer row the hardware fetches the rest by itself

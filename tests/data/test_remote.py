@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from streamgd.config import Config
 from streamgd.data import remote
 from streamgd.data import source as sources
+from streamgd.data.batches import ParquetStream
 from streamgd.data.evaluate import mean_loss
 from streamgd.data.remote import GAP, REQUEST, WAITS, RemoteFile, coalesced, patiently
 from streamgd.data.source import ParquetSource
-from streamgd.data.stream import ParquetStream
 from streamgd.errors import DataError, ReadFailed, ShardChanged, UnreadableShard
 from streamgd.job import prepare
 from streamgd.state import State

@@ -22,13 +22,13 @@ from hypothesis import strategies as st
 
 import streamgd as sg
 from streamgd.data import encode, shuffle
-from streamgd.data import stream as module
+from streamgd.data.batches import ParquetStream
 from streamgd.data.cache import Shape, closing_cache, temporary_cache
 from streamgd.data.encode import Encoder
 from streamgd.data.shards import ShardFiles
 from streamgd.data.shuffle import Plan
 from streamgd.data.source import ParquetSource
-from streamgd.data.stream import ParquetStream, Position, Times, WindowStream
+from streamgd.data.stream import Position, Times, WindowStream
 from streamgd.data.table import TableSource
 from streamgd.data.target import Target
 from streamgd.errors import (
@@ -613,4 +613,4 @@ def test_lists_of_other_lengths():
 
 
 def test_it_is_public():
-    assert sg.ParquetStream is module.ParquetStream
+    assert sg.ParquetStream is ParquetStream

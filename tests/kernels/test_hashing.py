@@ -20,7 +20,7 @@ from streamgd.data.strings import (
 )
 from streamgd.features import Column
 from streamgd.kernels import hashing as kernels
-from streamgd.kernels import reference
+from streamgd.kernels import reference_rows
 
 MISSING = 4711
 seeds = st.integers(0, 2**32 - 1)
@@ -112,7 +112,7 @@ def test_these_hashes_are_for_ever():
 
 
 def words_of(text: str) -> list[str]:
-    return reference.words(text, lower_case())
+    return reference_rows.words(text, lower_case())
 
 
 def combine(left: int, right: int) -> int:
@@ -122,8 +122,8 @@ def combine(left: int, right: int) -> int:
 @settings(deadline=None, max_examples=100)
 @given(value=st.binary(max_size=40), seed=seeds, right=seeds)
 def test_the_twin_is_murmurhash3_too(value, seed, right):
-    assert reference.murmur(value, seed) == murmur(value, seed)
-    assert reference.combine(seed, right) == combine(seed, right)
+    assert reference_rows.murmur(value, seed) == murmur(value, seed)
+    assert reference_rows.combine(seed, right) == combine(seed, right)
 
 
 @settings(deadline=None, max_examples=200)
@@ -131,7 +131,7 @@ def test_the_twin_is_murmurhash3_too(value, seed, right):
 def test_words_and_pairs_are_those_of_an_independent_tokeniser(texts, cut):
     column = Column("review", "text")
     tokens, ends = hash_words(column, pa.array(texts, pa.string()).slice(cut))
-    expected = reference.hash_words(texts[cut:], *column_seeds("review"), lower_case())
+    expected = reference_rows.hash_words(texts[cut:], *column_seeds("review"), lower_case())
     assert (tokens.tolist(), ends.tolist()) == expected
 
 
@@ -146,7 +146,7 @@ def test_words_of_any_script_are_those_of_the_tokeniser(data):
     """Random texts seldom have two letters of a script in a row; these do, and the ends of each length of UTF-8."""
     texts = data.draw(st.lists(st.lists(ALPHABETS, min_size=1).flatmap(lambda a: st.text("".join(a))), min_size=1))
     tokens, ends = hash_words(Column("review", "text"), pa.array(texts, pa.large_string()))
-    expected = reference.hash_words(texts, *column_seeds("review"), lower_case())
+    expected = reference_rows.hash_words(texts, *column_seeds("review"), lower_case())
     assert (tokens.tolist(), ends.tolist()) == expected
 
 
@@ -240,7 +240,7 @@ def test_indices_are_looked_up_where_they_are_not_null(n, c, cell, spare, seed):
     out = np.full((n + 1, cell + c + spare), 7, np.uint32)
     assert kernels.write_indices(*(np.array(a, np.int64) for a in addresses), missing, n, cell, out) == -1
     expected = np.full_like(out, 7)
-    found = reference.write_indices(expected_codes, expected_tables, missing.tolist())
+    found = reference_rows.write_indices(expected_codes, expected_tables, missing.tolist())
     expected[:n, cell : cell + c] = found.reshape(n, c)
     np.testing.assert_array_equal(out, expected)
 
@@ -274,7 +274,7 @@ def test_pairs_are_hashes_of_cells(n, c, seed):
     left, right = rng.integers(-1, 5, c), rng.integers(0, 5, c)
     own = rng.integers(0, 2**32, c, dtype=np.uint32)
     expected = out.copy()
-    expected[:n, 5:] = reference.write_pairs(out[:n], left.tolist(), right.tolist(), own.tolist())
+    expected[:n, 5:] = reference_rows.write_pairs(out[:n], left.tolist(), right.tolist(), own.tolist())
     kernels.write_pairs(left, right, own, n, 5, out)
     np.testing.assert_array_equal(out, expected)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgd.features import Layout
-from streamgd.kernels import layout, reference
+from streamgd.kernels import layout, reference_rows
 from streamgd.kernels.layout import BOOL, FLOAT32, FLOAT64, INT32, INT64, TILE_ROWS
 from streamgd.kernels.tiles import LANES
 
@@ -117,7 +117,7 @@ def test_columns_equal_the_twin(data, seed, n, c, cell, special):
     out = np.full((n + 3, stride), UNTOUCHED)
     infinite = encode(columns, offsets, fills, cell, out)
     values, present = [column.values for column in columns], [column.present for column in columns]
-    cells, expected = reference.encode_columns(values, present, offsets, fills)
+    cells, expected = reference_rows.encode_columns(values, present, offsets, fills)
     np.testing.assert_array_equal(out[:n, cell : cell + c], cells)
     np.testing.assert_array_equal(infinite, expected)
     assert (out[n:] == UNTOUCHED).all() and (out[:, :cell] == UNTOUCHED).all()
@@ -139,7 +139,7 @@ def test_lists_equal_the_twin(data, seed, n, size, cell, code):
     out = np.full((n + 3, data.draw(widths(cell + size))), UNTOUCHED)
     lists = child.code, child.address, child.valid, child.bits, starts, present, size, offsets, fills
     infinite = layout.encode_lists(*lists, n, cell, out)
-    cells, expected = reference.encode_lists(child.values, child.present, starts, present, size, offsets, fills)
+    cells, expected = reference_rows.encode_lists(child.values, child.present, starts, present, size, offsets, fills)
     np.testing.assert_array_equal(out[:n, cell : cell + size], cells)
     assert infinite == expected
     out[:n, cell : cell + size] = UNTOUCHED
@@ -156,7 +156,7 @@ def test_narrow_rows(stride, c, n):
     encode(columns, np.ones(c), np.zeros(c, np.float32), 0, out)
     values, present = [column.values for column in columns], [column.present for column in columns]
     np.testing.assert_array_equal(
-        out[:, :c], reference.encode_columns(values, present, np.ones(c), np.zeros(c, np.float32))[0]
+        out[:, :c], reference_rows.encode_columns(values, present, np.ones(c), np.zeros(c, np.float32))[0]
     )
     assert (out[:, c:] == UNTOUCHED).all()
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamgd.kernels import reference
+from streamgd.kernels import reference_rows
 from streamgd.kernels.moments import add_moments
 
 
@@ -37,7 +37,7 @@ def test_equals_its_twin(seed, n, p, weighted, missing):
     if weighted:
         rows[:n, p] = w
     found = kernel(rows, n, p, p if weighted else -1)
-    expected, size = reference.moments(X, w), reference.moments(np.abs(X), w)
+    expected, size = reference_rows.moments(X, w), reference_rows.moments(np.abs(X), w)
     for sums, exact, most in zip(found, expected, size, strict=True):
         assert (np.abs(sums - exact) <= 1e-12 * most).all()
     if not weighted:
@@ -80,5 +80,5 @@ def test_powers_of_numbers_that_float32_holds_are_finite_and_not_zero(size, weig
     w = np.full((200, 1), 2 if weighted else 1, np.float32)
     rows = np.hstack([X, w])
     found = kernel(rows, 200, 3, 3 if weighted else -1)
-    for sums, exact in zip(found, reference.moments(X, w[:, 0]), strict=True):
+    for sums, exact in zip(found, reference_rows.moments(X, w[:, 0]), strict=True):
         np.testing.assert_allclose(sums, exact, rtol=1e-12)

@@ -1,0 +1,188 @@
+"""Sums of products in vector registers: each in eight partial sums, which are added in a fixed order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .intrinsics import fused, number_at, shuffled, splat
+
+_F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+SUMS = 8  # partial sums of a dot product, one a lane
+_SUMS = ir.VectorType(_F32, SUMS)
+
+
+def _sums(builder: Any, n: Any, rows: list[Any], weights: list[Any]) -> list[Any]:
+    """Vectors of `SUMS` partial sums of each row times each weights, or of each row if there are none.
+
+    ``rows`` and ``weights`` are addresses of n float32 (a multiple of `SUMS`).
+    """
+    before = builder.block
+    head, body, after = (builder.append_basic_block(name) for name in ("sums", "sums_body", "sums_end"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    j = builder.phi(_I64)
+    j.add_incoming(_I64(0), before)
+    sums = [builder.phi(_SUMS) for _ in range(len(rows) * max(1, len(weights)))]
+    for one in sums:
+        one.add_incoming(ir.Constant(_SUMS, [0.0] * SUMS), before)
+    builder.cbranch(builder.icmp_signed("<", j, n), body, after)
+    builder.position_at_end(body)
+
+    def load(address: Any) -> Any:
+        place = builder.add(address, builder.mul(j, _I64(4)))
+        return builder.load(builder.inttoptr(place, _SUMS.as_pointer()), align=4)
+
+    x, w = [load(row) for row in rows], [load(weight) for weight in weights]
+    if weights:
+        added = [fused(builder, _SUMS, a, b, sums[i * len(w) + k]) for i, a in enumerate(x) for k, b in enumerate(w)]
+    else:
+        added = [builder.fadd(a, one) for a, one in zip(x, sums, strict=True)]
+    for one, new in zip(sums, added, strict=True):
+        one.add_incoming(new, body)
+    j.add_incoming(builder.add(j, _I64(SUMS)), body)
+    builder.branch(head)
+    builder.position_at_end(after)
+    return sums
+
+
+def _total(builder: Any, sums: Any) -> Any:
+    """The partial sums added in a fixed order: halves, halves of these, and the last two."""
+    width = SUMS // 2
+    while width:
+        low, high = list(range(width)), list(range(width, 2 * width))
+        sums = builder.fadd(shuffled(builder, sums, sums, low), shuffled(builder, sums, sums, high))
+        width //= 2
+    return builder.extract_element(sums, _I32(0))
+
+
+def _four_totals(builder: Any, sums: list[Any]) -> Any:
+    """`_total` of four vectors at once, as one vector: the same additions."""
+    low, high = list(range(SUMS // 2)), list(range(SUMS // 2, SUMS))
+    halves = [builder.fadd(shuffled(builder, one, one, low), shuffled(builder, one, one, high)) for one in sums]
+    pairs = []
+    for a, b in ((halves[0], halves[1]), (halves[2], halves[3])):
+        # a0 b0 a1 b1 + a2 b2 a3 b3
+        pairs.append(builder.fadd(shuffled(builder, a, b, [0, 4, 1, 5]), shuffled(builder, a, b, [2, 6, 3, 7])))
+    first, second = pairs
+    return builder.fadd(shuffled(builder, first, second, [0, 1, 4, 5]), shuffled(builder, first, second, [2, 3, 6, 7]))
+
+
+@intrinsic
+def total(typing_context: Any, address: Any, n: Any) -> Any:
+    """Sum of n float32 (a multiple of `SUMS`) at an address, always in the same order."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _total(builder, _sums(builder, args[1], [args[0]], [])[0])
+
+    return types.float32(types.int64, types.int64), codegen
+
+
+@intrinsic
+def dot(typing_context: Any, x: Any, w: Any, n: Any) -> Any:
+    """Sum of products of n float32 (a multiple of `SUMS`) at two addresses, in an order that depends on n alone."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _total(builder, _sums(builder, args[2], [args[0]], [args[1]])[0])
+
+    return types.float32(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def dot_four_rows(typing_context: Any, a: Any, b: Any, c: Any, d: Any, w: Any, n: Any, out: Any) -> Any:
+    """Write `dot` of four rows with the same weights to four float32 at ``out``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        found = _four_totals(builder, _sums(builder, args[5], list(args[:4]), [args[4]]))
+        builder.store(found, builder.inttoptr(args[6], found.type.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 7), codegen
+
+
+@intrinsic
+def dot_four_weights(typing_context: Any, a: Any, b: Any, w: Any, stride: Any, n: Any, out: Any, step: Any) -> Any:
+    """Write `dot` of two rows with four weights ``stride`` bytes apart to ``out``: two neighbours for each weights.
+
+    Those of the next weights come ``step`` bytes later.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        a, b, w, stride, n, out, step = args
+        weights = [builder.add(w, builder.mul(stride, _I64(k))) for k in range(4)]
+        sums = _sums(builder, n, [a, b], weights)
+        for row in range(2):
+            found = _four_totals(builder, sums[4 * row : 4 * row + 4])
+            for k in range(4):
+                place = builder.add(out, builder.add(builder.mul(step, _I64(k)), _I64(4 * row)))
+                builder.store(
+                    builder.extract_element(found, _I32(k)), builder.inttoptr(place, _F32.as_pointer()), align=4
+                )
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 7), codegen
+
+
+def _add_rows(builder: Any, rows: list[Any], factors: list[Any], sums: list[Any], n: Any) -> None:
+    """Add factor times row, for each of some rows in their order, to n float32 (a multiple of `SUMS`) at each sum."""
+    before = builder.block
+    splats = [[splat(builder, number_at(builder, _F32, f, _I64(k)), SUMS) for k in range(len(rows))] for f in factors]
+    head, body, after = (builder.append_basic_block(name) for name in ("add", "add_body", "add_end"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    j = builder.phi(_I64)
+    j.add_incoming(_I64(0), before)
+    builder.cbranch(builder.icmp_signed("<", j, n), body, after)
+    builder.position_at_end(body)
+    skip = builder.mul(j, _I64(4))
+    vectors = [builder.load(builder.inttoptr(builder.add(row, skip), _SUMS.as_pointer()), align=4) for row in rows]
+    for one, spread in zip(sums, splats, strict=True):
+        place = builder.inttoptr(builder.add(one, skip), _SUMS.as_pointer())
+        value = builder.load(place, align=4)
+        for vector, factor in zip(vectors, spread, strict=True):
+            value = fused(builder, _SUMS, factor, vector, value)
+        builder.store(value, place, align=4)
+    j.add_incoming(builder.add(j, _I64(SUMS)), body)
+    builder.branch(head)
+    builder.position_at_end(after)
+
+
+@intrinsic
+def add_row(typing_context: Any, a: Any, factor: Any, out: Any, n: Any) -> Any:
+    """Add a row times the float32 at ``factor`` to n float32 (a multiple of `SUMS`) at ``out``; all are addresses."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        a, factor, out, n = args
+        _add_rows(builder, [a], [factor], [out], n)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+@intrinsic
+def add_four_rows(typing_context: Any, a: Any, b: Any, c: Any, d: Any, factors: Any, out: Any, n: Any) -> Any:
+    """`add_row` of four rows after each other with the four float32 at ``factors``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _add_rows(builder, list(args[:4]), [args[4]], [args[5]], args[6])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 7), codegen
+
+
+@intrinsic
+def add_four_rows_twice(
+    typing_context: Any, a: Any, b: Any, c: Any, d: Any, factors: Any, step: Any, out: Any, stride: Any, n: Any
+) -> Any:
+    """`add_four_rows` for two outputs, whose factors are ``step`` bytes apart and whose sums ``stride`` bytes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        factors, step, out, stride, n = args[4:]
+        both = [factors, builder.add(factors, step)], [out, builder.add(out, stride)]
+        _add_rows(builder, list(args[:4]), *both, n)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 9), codegen
