@@ -137,7 +137,7 @@ def run(
     configs = [replace(settings, **point).check() for point in points]
     check_model_path(path)
     source = ParquetSource(shards, n_jobs=settings.n_jobs, on_error=settings.on_error)
-    compile_kernels(source, settings, len(points))
+    compile_kernels(source, settings, len(points), beside=True)
     began = perf_counter()
     held_out = None
     if validation:

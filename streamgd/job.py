@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .compiling import compile_apart
 from .config import Config
 from .data.cache import BlockCache
 from .data.caching import open_cache
@@ -187,6 +188,8 @@ def prepare(
     validation = None if validation is None else validation.for_job(config.on_error)
     columns = find_columns(source, target=target, weight=weight, selection=config.selection)
     raw = Encoder(FeatureSpec.raw(columns), Target(target), weight)
+    hashed = any(column.group != "dense" for column in columns)
+    compile_apart(hashed, max(1, len(beside)), bool(beside))
     # Before anything is read: a process that has read already keeps some of it.
     resident = process_bytes(config.memory_limit)
     n_jobs = _plan_memory(source, raw, config, Table(), 0, validation, resident).n_jobs
@@ -239,6 +242,7 @@ def prepare(
         job = replace(
             job, beside=tuple(_variant(job, other.settled(total_weight), length, row_groups) for other in beside)
         )
+    compile_apart(hashed, job.outputs * len(job.models), bool(beside))
     memory = _plan_memory(source, encoder, config, job.table, scales.text_bytes, validation, resident)
     if memory.hash_bits < spec.hash_bits:
         if config.hash_bits is not None:

@@ -27,8 +27,8 @@ from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, TILE_ROWS, TOGETHER_
 from .memory import Limit, default_memory_limit, format_bytes, job_limit, parse_bytes
 from .model import Model
 
-#: A process that has imported everything and compiled all kernels, and what its allocators keep: 380 MB where the
-#: cache of compiled kernels was empty, 310 where it was not; 35 less where pandas is not installed.
+#: A process that has imported everything and has all kernels, and what its allocators keep: 310 MB where a child
+#: compiles them (`streamgd.compiling`), 380 to 440 where there can be none; 35 less where pandas is not installed.
 BASE_BYTES = 368 << 20
 #: More for kernels of hashed features that are compiled for the first time on a machine: 455 MB in all. That is while
 #: the first row groups are decoded, when no reader waits yet.

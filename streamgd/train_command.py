@@ -203,15 +203,15 @@ def save_trained(path: Path | None, result: Any, summary: dict[str, Any], settin
         save_model(replace(result.model, training=training), path)
 
 
-def compile_kernels(source: Any, settings: Any, models: int = 1) -> None:
+def compile_kernels(source: Any, settings: Any, models: int = 1, beside: bool = False) -> None:
     """Compile what the job needs, and say so if it takes long."""
+    from .compiling import compile_apart, warm
     from .data.columns import is_string
-    from .features import Layout
-    from .kernels.warm import warm_up
 
     began = perf_counter()
     hashed = any(map(is_string, source.schema.types)) or bool(settings.categorical or settings.calendar)
-    warm_up(Layout(1, has_target=True).cells, hashed, models)
+    compile_apart(hashed, models, beside)
+    warm(hashed, models, beside)
     if (compiling := perf_counter() - began) > 1:
         say("note", f"compiled the kernels for this machine in {compiling:.1f} s; they are kept")
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+import llvmlite
+import numba
 import numpy as np
 from llvmlite import binding
 
 from .decode import COLUMN_FIELDS, PAGE_FIELDS, decode_rows, plain_hashes, plain_numbers
 from .drain import drain
 from .hashing import hash_strings, hash_words, write_indices, write_pairs, write_texts
-from .layout import encode_columns
+from .layout import encode_columns, find_buffers
 from .moments import add_moments
 from .problem import Problem
 from .shuffle import permutation
@@ -22,7 +26,7 @@ from .tiles import LANES
 from .unpack import SNAPPY, list_pages, unpack_pages
 
 
-def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
+def warm_up(at: Any, hashed: bool, outputs: int = 1, beside: bool = False) -> None:
     """Call the kernels on a row of nothing; some seconds the first time on a machine, a fifth of one later.
 
     Parameters
@@ -31,11 +35,15 @@ def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
         Any layout of rows (`streamgd.features.Cells`).
     hashed : bool
         Whether features are hashed.
-    models : int
-        Number of models side by side.
+    outputs : int
+        Numbers that are predicted for a row, of all models; more than one are compiled alike.
+    beside : bool
+        Whether models are trained side by side.
     """
     rows, order, none = np.zeros((1, at.width), np.float32), np.zeros(1, np.uint32), np.zeros(0, np.int64)
     cells, nothing = rows.view(np.uint32), np.zeros(0, np.uint32)
+    batch = np.zeros(8, np.int64)  # of no columns
+    find_buffers(batch.ctypes.data, *[none] * 5)
     encode_columns(none, none, none, none, np.zeros(0), np.zeros(0, np.float32), 0, 0, rows, none)
     add_moments(rows, 0, -1, np.zeros((6, 1)))
     chunk_pages(np.zeros(0, np.uint8), 0, False, np.zeros((1, HEADER_FIELDS), np.int64))
@@ -56,9 +64,10 @@ def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
     plain_numbers(0, 0, 0, 0.0, np.float32(0), nothing)
     permutation(np.uint64(0), order)
     problem = Problem(None, 0, (0.0,) * 2, 0, (0.0,) * 3, 0, 0, (0.0,) * 4, 0.0, 0.0, 0.0, True, 1)
-    table = np.zeros((1, -(-(2 * models + 1) // 4) * 4), np.float32) if hashed else None
+    models = outputs if beside else 1
+    table = np.zeros((1, -(-(2 * outputs + 1) // 4) * 4), np.float32) if hashed else None
     marks = None if table is None else table.view(np.int32)
-    params, counters = np.zeros((models, 2)), np.zeros(4, np.int64)
+    params, counters = np.zeros((outputs, 2)), np.zeros(4, np.int64)
     slots = np.zeros((2, *params.shape))
     listed = (nothing, nothing, none) if hashed else (None, None, None)
     drain(
@@ -71,8 +80,8 @@ def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
         False,
         at,
         problem,
-        None if models == 1 else np.array([problem.settings()] * models),
-        None if models == 1 else models,
+        np.array([problem.settings()] * models) if beside else None,
+        outputs if outputs > 1 else None,
         np.ones(1),
         np.ones(2),
         np.zeros((2, 0)),
@@ -96,6 +105,15 @@ def warm_up(at: Any, hashed: bool, models: int = 1) -> None:
         write_pairs(none, none, nothing, 0, 0, cells)
         write_texts(0, none, 0, 0, cells)
         average_table(problem, table, marks, counters, 1, 0, 1.0, np.zeros((1, 1), np.float32))
+
+
+def compiled_mark(hashed: bool, outputs: int, beside: bool) -> Path:
+    """A file beside the kernels on the disk: that it is there says that `warm_up` was done with the same arguments."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    stamps = [(path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in sources]
+    versions = sys.version, numba.__version__, llvmlite.__version__, processor()
+    told = sha256(repr((versions, stamps, hashed, outputs > 1, beside)).encode()).hexdigest()
+    return Path(drain.stats.cache_path) / f"compiled-{told[:16]}"
 
 
 def processor() -> str:

@@ -1,0 +1,82 @@
+"""Kernels are compiled by a child, which leaves them on the disk and ends with its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamgd.compiling import compile_apart
+from streamgd.kernels import warm
+
+FIRST = """
+from streamgd.compiling import compile_apart, warm
+from streamgd.kernels.drain import drain
+from streamgd.kernels.warm import compiled_mark
+
+assert not compiled_mark(False, 1, False).exists()
+compile_apart(False)
+assert compiled_mark(False, 1, False).exists()
+assert not compiled_mark(True, 1, False).exists() and not compiled_mark(False, 2, False).exists()
+warm(False)
+assert not drain.stats.cache_misses and len(drain.stats.cache_hits) == 1
+"""
+
+
+def begun(code: str, cache: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "NUMBA_CACHE_DIR": str(cache)})
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def soon(condition: Any) -> bool:
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(condition())
+
+
+def test_a_child_compiles_once(tmp_path: Path) -> None:
+    with begun(FIRST, tmp_path) as process:
+        assert process.wait(timeout=300) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
+def test_the_child_ends_with_its_parent(tmp_path: Path) -> None:
+    with begun("from streamgd.compiling import compile_apart\ncompile_apart(True)", tmp_path) as process:
+        assert soon(lambda: children(process.pid))
+        (child,) = children(process.pid)
+        process.send_signal(signal.SIGKILL)
+    assert soon(lambda: not Path(f"/proc/{child}").exists())
+    assert not list(tmp_path.rglob("compiled-*"))
+
+
+@pytest.mark.parametrize("name", ["python", "worker"])
+def test_without_a_child_that_compiles_all_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fails leaves no mark; and what is no Python is not run at all."""
+    program, ran, mark = tmp_path / name, tmp_path / "ran", tmp_path / "mark"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr("streamgd.compiling.compiled_mark", lambda *_: mark)
+    compile_apart(False)
+    assert not mark.exists()
+    assert ran.exists() == (name == "python")
+
+
+def test_other_sources_have_another_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = warm.compiled_mark(False, 1, False)
+    (tmp_path / "warm.py").write_text("")
+    monkeypatch.setattr(warm, "__file__", str(tmp_path / "warm.py"))
+    assert warm.compiled_mark(False, 1, False) != before
