@@ -24,6 +24,8 @@ def inspect_shards(source: ParquetSource, config: Config) -> dict[str, Any]:
     """Schema, row groups, sizes, and how the memory limit would be spent on all usable columns."""
     manifest = source.manifest
     fields = [{"name": field.name, "type": str(field.type), "use": _use(field.type)} for field in source.schema]
+    fields += [{"name": name, "type": "differs", "use": "only with --drop"} for name in manifest.odd]
+    fields += [{"name": name, "type": "not in all shards", "use": "left out"} for name in manifest.extra]
     usable = [field["name"] for field in fields if field["use"] in ("number", "list of numbers", "category")]
     plan: dict[str, Any] | None = None
     if usable:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -70,17 +71,21 @@ ACCEPTED = {
 }
 
 
-def require(schema: pa.Schema, name: str, role: str) -> None:
-    """Raise MissingColumn if a schema lacks a column; ``role`` says what it is for."""
+def require(schema: pa.Schema, name: str, role: str, odd: Mapping[str, str] | None = None) -> None:
+    """Raise MissingColumn if a schema lacks a column, SchemaMismatch if it is odd; ``role`` says what it is for."""
+    if odd and name in odd:
+        raise SchemaMismatch(f"{odd[name]}.")
     if name not in schema.names:
         raise MissingColumn(f"{role} column {name!r} is not in the data, which have {', '.join(schema.names)}.")
 
 
-def check_columns(columns: Sequence[Column], schema: pa.Schema, where: str = "the data") -> None:
+def check_columns(
+    columns: Sequence[Column], schema: pa.Schema, where: str = "the data", odd: Mapping[str, str] | None = None
+) -> None:
     """Raise MissingColumn or SchemaMismatch if data of a schema cannot be encoded as these columns."""
     for column in columns:
         for name in column.sources:
-            require(schema, name, "the model's")
+            require(schema, name, "the model's", odd)
             kind = schema.field(name).type
             accepts, what = ACCEPTED[column.kind]
             if not accepts(kind):
@@ -119,8 +124,8 @@ def find_columns(
     UnusableColumns
         Columns are left that cannot be features, or none is left; the message lists them.
     """
-    schema = source.schema
-    fields = _feature_fields(schema, target, weight, selection, only)
+    _refuse_odd(source, [target, weight, *only] if only is not None else None, selection)
+    fields = _feature_fields(source, target, weight, selection, only)
     kinds = {field.name: _kind(field, selection) for field in fields}
     _refuse_unusable([field for field in fields if kinds[field.name] is None])
     columns: list[Column] = []
@@ -138,10 +143,28 @@ def find_columns(
     return tuple(columns)
 
 
+def _refuse_odd(source: Source, wanted: Sequence[str | None] | None, selection: Selection) -> None:
+    """Raise SchemaMismatch if shards do not agree on a column that is wanted (by default all that are not dropped).
+
+    Columns that the first shard lacks are left out with a warning.
+    """
+    odd, extra = source.manifest.odd, source.manifest.extra
+    for name, wrong in odd.items():
+        if name not in selection.drop if wanted is None else name in wanted:
+            raise SchemaMismatch(f"{wrong} (drop={name!r} in Python, --drop {name}).")
+    if wanted is None and (unseen := [name for name in extra if name not in selection.drop]):
+        warnings.warn(
+            f"left out: {', '.join(unseen)}, since the first shard, {source.names[0]}, has no such column; "
+            f"{extra[unseen[0]]} has it. Drop it, or write it to all shards.",
+            stacklevel=2,
+        )
+
+
 def _feature_fields(
-    schema: pa.Schema, target: str | None, weight: str | None, selection: Selection, only: Sequence[str] | None
+    source: Source, target: str | None, weight: str | None, selection: Selection, only: Sequence[str] | None
 ) -> list[pa.Field]:
     """Fields that become features: all but target, weight, dropped ones and an index of pandas, or ``only``."""
+    schema, elsewhere = source.schema, {*source.manifest.odd, *source.manifest.extra}
     roles = [("target", target), ("weight", weight), *(("drop", name) for name in selection.drop)]
     roles += [("feature", name) for name in only or ()]
     taken = {name: role for role, name in reversed(roles) if name is not None}
@@ -155,7 +178,7 @@ def _feature_fields(
                 )
             named[name] = role
     for role, name in roles:
-        if name is not None:
+        if name is not None and not (role == "drop" and name in elsewhere):
             require(schema, name, role)
     for name in (target, weight):
         if name is not None and name in selection.drop:

@@ -37,7 +37,7 @@ def model_encoder(model: Model, source: Source) -> Encoder:
         The data lack a column of the model, or hold it with a type that is not of its kind.
     """
     more = f" and {len(source.names) - 1:,} more shards" if len(source.names) > 1 else ""
-    check_columns(model.spec.columns, source.schema, f"{source.names[0]}{more}")
+    check_columns(model.spec.columns, source.schema, f"{source.names[0]}{more}", source.manifest.odd)
     return Encoder(model.spec)
 
 
@@ -104,7 +104,7 @@ def evaluate(
         return metrics
 
     y = Target(target or model.target, model_classes(model))
-    require(source.schema, y.name, "target")
+    require(source.schema, y.name, "target", source.manifest.odd)
     metrics = metrics_of()
     parts = consecutive(source.manifest.n_row_groups, min(PARTS, 1 + source.manifest.n_rows // PART_ROWS))
     for part in ordered(score, parts, n_jobs):

@@ -81,7 +81,7 @@ def write_predictions(
     """
     outputs = predictions(model, np.empty(0 if model.n_outputs == 1 else (0, model.n_outputs)))
     for name in keep:
-        require(source.schema, name, "keep")
+        require(source.schema, name, "keep", source.manifest.odd)
         if name in outputs:
             raise ConfigError(f"--keep {name}: the output has a column of this name already; leave it out.")
     if len(set(keep)) != len(keep):

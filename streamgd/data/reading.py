@@ -6,7 +6,7 @@ import errno
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..addressspace import address_space_limit
 from ..crash import decoding
-from ..errors import MissingColumn, ReadFailed, StreamgdError, UnreadableShard
+from ..errors import MissingColumn, ReadFailed, SchemaMismatch, StreamgdError, UnreadableShard
 from ..shortage import is_shortage, out_of_memory
 
 # Opening a file costs 15-30 µs a row group of it at 28 columns, so threads keep files open; this bounds what they keep.
@@ -126,14 +126,16 @@ def broken_column(columns: Sequence[str], reader: Callable[[str], Iterator[Any]]
     return f", column {columns[0]}" if len(columns) == 1 else ""
 
 
-def select(schema: Any, columns: Sequence[str], batch_rows: int) -> Any:
-    """Columns of a schema by name, checked."""
+def select(schema: Any, columns: Sequence[str], batch_rows: int, odd: Mapping[str, str] | None = None) -> Any:
+    """Columns of a schema by name, checked; ``odd`` says what is wrong with others."""
     if batch_rows < 1:
         raise ValueError(f"batch_rows is {batch_rows}, expected at least 1")
     if isinstance(columns, str):
         raise TypeError(f"columns is the string {columns!r}, expected a sequence of names")
     known = set(schema.names)
     missing = [name for name in columns if name not in known]
+    if odd and missing and missing[0] in odd:
+        raise SchemaMismatch(odd[missing[0]])
     if missing:
         raise MissingColumn(f"no column {', '.join(missing)} in the data; there are {', '.join(schema.names)}")
     return pa.schema([schema.field(name) for name in columns])

@@ -36,6 +36,11 @@ class Manifest:
         Columns of the first shard with the types that hold every shard, then the hive columns.
     large_pages : mapping of str to int
         Memory that the pages of a column take beyond what they take of most, in the row groups that were looked at.
+    odd : mapping of str to str
+        Columns of the first shard that others lack, or have with types that do not go together, and what is wrong: they
+        are not in the schema.
+    extra : mapping of str to str
+        Columns that the first shard lacks, and the first shard that has them: neither are they.
     """
 
     shard: NDArray[np.int32]
@@ -45,6 +50,8 @@ class Manifest:
     file_bytes: NDArray[np.int64]
     schema: Any
     large_pages: Mapping[str, int] = field(default_factory=dict)
+    odd: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_rows(self) -> int:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..crash import decoding
-from ..errors import ConfigError, EmptyData, StreamgdError, UnreadableShard
+from ..errors import ConfigError, EmptyData, SchemaMismatch, StreamgdError, UnreadableShard
 from .chunks import Flat, RawRowGroup, flat
 from .leftout import LeftOut, OnError
 from .paths import hive_column, relative_names, resolve
@@ -67,7 +67,8 @@ class ParquetSource:
     ReadFailed
         The storage failed, which is no reason to leave a shard out.
     SchemaMismatch
-        A shard lacks a column of the first, or has it with a type that does not widen safely.
+        A shard has a column twice. (Where one lacks a column of the first, or has it with a type that does not widen
+        safely, see `Manifest.odd`.)
     EmptyData
         No shard has a row.
 
@@ -129,7 +130,7 @@ class ParquetSource:
         """
         wanted, schema = self._selected
         if wanted != tuple(columns):  # of 10,000 it takes 6 ms
-            schema = select(self.schema, columns, batch_rows)
+            schema = select(self.schema, columns, batch_rows, self.manifest.odd)
             self._selected = tuple(columns), schema
         batches = self._batches(row_group, schema, batch_rows)
         return RowGroupReader(batches, int(self.manifest.rows[row_group]), self.describe(row_group))
@@ -232,7 +233,7 @@ class ParquetSource:
         Whether they come so depends on the shard; the schema keeps the type of the values.
         """
         part = copy.copy(self)
-        part._dictionaries, part._open_files = frozenset(columns), OpenFiles()
+        part._dictionaries, part._open_files = frozenset(columns) - self._hive.keys(), OpenFiles()
         return part
 
     def __getstate__(self) -> dict[str, Any]:
@@ -246,6 +247,7 @@ class ParquetSource:
         rows, sizes, index, counts, file_bytes = (array("q") for _ in range(5))
         kept, digests = array("q"), bytearray()
         fields: dict[str, Any] = {}
+        odd, extra = dict[str, str](), dict[str, str]()
         merged: set[Any] = set()
         with closing(self._footers()) as footers:
             for shard, footer in enumerate(footers):
@@ -253,9 +255,13 @@ class ParquetSource:
                     if isinstance(footer, StreamgdError):
                         raise footer
                     if footer.schema not in merged:
-                        widened = dict(fields)
-                        merge(widened, footer.schema, self.names[shard], self._hive)
-                        fields = widened
+                        widened, name = dict(fields), self.names[shard]
+                        found = merge(widened, footer.schema, name, self._hive)
+                        if found and self.left_out.on_error == "skip":  # the shard, not the column
+                            raise SchemaMismatch(next(iter(found.values())))
+                        fields = {column: field for column, field in widened.items() if column not in found}
+                        odd |= found
+                        extra |= {key: name for key in footer.schema.names if key not in {*fields, *odd, *extra}}
                         merged.add(footer.schema)
                 except StreamgdError as error:
                     self.left_out.note_shard(self.names[shard], error)
@@ -281,6 +287,8 @@ class ParquetSource:
             bytes=np.array(sizes, np.int64),
             file_bytes=np.array(file_bytes, np.int64),
             schema=pa.schema([*fields.values(), *hive]),
+            odd=odd,
+            extra=extra,
         )
         self._files = self._files.planned(kept, manifest.file_bytes, bytes(digests))
         return replace(manifest, large_pages=self._files.large_pages(manifest))

@@ -26,8 +26,19 @@ def refuse_duplicates(schema: Any, where: str) -> None:
         raise SchemaMismatch(f"{where} has more than one column called {', '.join(twice)}; rename all but one")
 
 
-def merge(fields: dict[str, Any], schema: Any, name: str, hive: Mapping[str, Any]) -> None:
-    """Widen the columns known so far to hold those of another shard; the first shard says which there are."""
+def merge(fields: dict[str, Any], schema: Any, name: str, hive: Mapping[str, Any]) -> dict[str, str]:
+    """Widen the columns known so far to hold those of another shard; the first shard says which there are.
+
+    Returns
+    -------
+    dict of str to str
+        Columns that do not hold it, and what is wrong with each.
+
+    Raises
+    ------
+    SchemaMismatch
+        The names of its columns are not names of one each.
+    """
     refuse_duplicates(schema, f"shard {name}")
     if both := [key for key in hive if key in schema.names]:
         raise SchemaMismatch(
@@ -36,16 +47,19 @@ def merge(fields: dict[str, Any], schema: Any, name: str, hive: Mapping[str, Any
         )
     if not fields:
         fields.update((field.name, field.remove_metadata()) for field in schema)
+    odd: dict[str, str] = {}
     for column, field in fields.items():
         place = schema.get_field_index(column)
         other = schema.field(place) if place >= 0 else None
         widened = widen(field.type, other.type) if other is not None else None
         if other is None or widened is None:
-            raise SchemaMismatch(
+            odd[column] = (
                 f"shard {name}, column {column}: found {'no such column' if other is None else other.type}, expected "
-                f"{field.type} as in the shards before; write it with that type or leave the shard out"
+                f"{field.type} as in the shards before; write it with that type, or leave the shard or the column out"
             )
-        fields[column] = pa.field(column, widened, field.nullable or other.nullable)
+        else:
+            fields[column] = pa.field(column, widened, field.nullable or other.nullable)
+    return odd
 
 
 def widen(one: Any, other: Any) -> Any:

@@ -19,8 +19,11 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+import streamgd
 from streamgd.data import reading
 from streamgd.data import source as module
+from streamgd.data.columns import find_columns
+from streamgd.data.encode import Encoder
 from streamgd.data.rowgroups import Manifest, RowGroupReader, Source
 from streamgd.data.source import ParquetSource, as_source
 from streamgd.data.table import TableSource
@@ -35,6 +38,7 @@ from streamgd.errors import (
     ShardChanged,
     UnreadableShard,
 )
+from streamgd.features import FeatureSpec, Selection
 from tests import strategies as sgst
 from tests.thrift import varint
 
@@ -298,18 +302,45 @@ def test_a_mismatch_names_shard_column_found_and_expected(tmp_path, one, other, 
     for name in ("a", "b"):
         write(tmp_path / f"{name}.parquet", pa.table({"i": [0], "x": one}))
     write(tmp_path / "c.parquet", pa.table({"x": other, "i": [0]}))
-    with pytest.raises(SchemaMismatch, match=rf"shard c\.parquet, column x: found {found}, expected {expected}"):
-        ParquetSource(tmp_path)
+    source = ParquetSource(tmp_path)
+    assert source.schema.names == ["i"]
+    for asked in (
+        lambda: source.open(0, ["x"], 9),
+        lambda: find_columns(source),
+        lambda: find_columns(source, only=["x"]),
+    ):
+        with pytest.raises(SchemaMismatch, match=rf"shard c\.parquet, column x: found {found}, expected {expected}"):
+            asked()
+    assert [column.name for column in find_columns(source, selection=Selection(drop=("x",)))] == ["i"]
+    assert read_all(source, ["i"])["i"].to_pylist() == [0, 0, 0]
+    skipping = ParquetSource(tmp_path, on_error="skip")
+    assert skipping.schema.names == ["i", "x"] and len(skipping.left_out.shards) == 1
 
 
 def test_a_column_of_the_first_shard_must_be_in_all(tmp_path):
     write(tmp_path / "a.parquet", pa.table({"i": [0], "x": [1.5]}))
     write(tmp_path / "b.parquet", pa.table({"i": [0], "y": [1.5]}))
-    with pytest.raises(SchemaMismatch, match=r"shard b\.parquet, column x: found no such column, expected double"):
-        ParquetSource(tmp_path)
+    with pytest.raises(
+        SchemaMismatch, match=r"shard b\.parquet, column x: found no such column, expected double.*--drop"
+    ):
+        find_columns(ParquetSource(tmp_path), target="i")
     assert ParquetSource(
         [tmp_path / "b.parquet", write(tmp_path / "c", pa.table({"y": [1], "i": [0]}))]
     ).schema.names == ["i", "y"]
+
+
+def test_a_column_that_the_first_shard_lacks_is_left_out_with_a_warning(tmp_path):
+    write(tmp_path / "a.parquet", pa.table({"i": [0]}))
+    write(tmp_path / "b.parquet", pa.table({"i": [0], "x": [1.5]}))
+    write(tmp_path / "c.parquet", pa.table({"i": [0], "x": ["one"]}))
+    source = ParquetSource(tmp_path)
+    assert source.manifest.extra == {"x": "b.parquet"}
+    with pytest.warns(
+        UserWarning, match=r"left out: x, since the first shard, a\.parquet, has no such column; b\.parquet"
+    ):
+        find_columns(source)
+    find_columns(source, selection=Selection(drop=("x",)))  # without a warning
+    find_columns(source, only=["i"])
 
 
 def test_a_value_that_the_common_type_cannot_hold_is_refused_when_read(tmp_path):
@@ -343,6 +374,21 @@ def test_hive_keys_become_columns(tmp_path):
     assert read_all(source).sort_by("x").equals(expected)
     assert read_all(source, ["place", "x"]).sort_by("x").equals(expected.select(["place", "x"]))
     assert source.names[0] == "year=2013/place=JFK/a.parquet"
+
+
+def test_a_hive_key_of_strings_is_a_category(tmp_path):
+    """Though no file has it as a dictionary."""
+    for place in ("JFK", "LGA"):
+        write(tmp_path / f"place={place}/a.parquet", pa.table({"s": ["a", "b"], "y": [0, 1]}))
+    source = ParquetSource(tmp_path)
+    dictionaries = source.with_dictionaries(["place", "s"])
+    encoder = Encoder(FeatureSpec.raw(find_columns(source, target="y")), None)
+    rows = encoder.new_rows(2)
+    for row_group, place in enumerate(("JFK", "LGA")):
+        (batch,) = dictionaries.open(row_group, encoder.columns, 9).read(2)
+        assert batch["place"].to_pylist() == [place] * 2
+        assert encoder.encode(batch, rows, "", []) == 2
+    assert streamgd.SGDClassifier(polish=0).fit(tmp_path, "y").score(tmp_path, "y") >= 0.5
 
 
 def test_a_hive_key_that_is_a_column_too_is_refused(tmp_path):
