@@ -261,9 +261,11 @@ def inspect(
             return
         if _is_model(what[0]):
             from .inspection import inspect_model
-            from .modelfile import load_model
+            from .modelfile import load_model, looks_like_model
             from .tables import model_table
 
+            if not what[0].endswith(".safetensors") and not looks_like_model(Path(what[0])):
+                raise DataError(f"{what[0]} is neither a Parquet file nor a model.")
             model = load_model(what[0])
             source = ParquetSource(what[1:], n_jobs=threads) if what[1:] else None
             print_result(inspect_model(model, top, source), as_json, model_table)

@@ -17,6 +17,7 @@ from . import log
 from .addressspace import require_room
 from .crash import crashes_told
 from .errors import ConfigError, Interrupted, StreamgdError, error_json
+from .interrupt import NOTHING_KEPT, CtrlC
 from .log import say
 from .shortage import shortage_told
 
@@ -30,18 +31,17 @@ EXIT_OTHER = 1
 @contextmanager
 def reporting(as_json: bool) -> Iterator[None]:
     """Turn errors that a user can meet into one message and an exit code."""
+    ctrl_c = CtrlC(lambda error: tell(error, EXIT_OTHER, as_json))
     try:
-        with warnings.catch_warnings():
+        with ctrl_c, warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: say("warning", _labelled("warning", str(message)))
             with crashes_told(lambda error: tell(error, error.exit_code, as_json)), shortage_told():
                 require_room()
                 yield
-    except StreamgdError as error:
-        fail(error, error.exit_code, as_json)
-    except KeyboardInterrupt:
-        fail(Interrupted("interrupted; nothing was saved. With --checkpoint DIR it would be."), EXIT_OTHER, as_json)
-    except OSError as error:
-        fail(error, EXIT_OTHER, as_json)
+    except (StreamgdError, OSError, KeyboardInterrupt) as error:
+        if ctrl_c.pressed or isinstance(error, KeyboardInterrupt):
+            fail(Interrupted(NOTHING_KEPT), EXIT_OTHER, as_json)
+        fail(error, getattr(error, "exit_code", EXIT_OTHER), as_json)
 
 
 def fail(error: Exception, code: int, as_json: bool) -> NoReturn:

@@ -141,7 +141,10 @@ class Config:
             value = getattr(self, name)
             if not (_is_number(value) and 0 < value < 1) and not (value is None and name == "quantile"):
                 raise ConfigError(f"{name} is {value!r}; expected a number in (0, 1).")
-        others = {"batch_size": ", None for all rows, or 'auto'"}
+        others = {
+            "batch_size": ", None (--batch-size all) for all rows, or 'auto'",
+            "n_jobs": " (--threads), or None for all processors",
+        }
         for name, value, least in (
             ("epochs", self.epochs, 1),
             ("n_iter_no_change", self.n_iter_no_change, 1),

@@ -16,12 +16,11 @@ from sklearn.utils.validation import check_is_fitted
 from .checkpoint import begin
 from .config import Config, parse_pair
 from .data.evaluate import evaluate, margins
-from .data.frames import is_dask_frame, is_stored
+from .data.frames import is_dask_frame, is_stored, with_target
 from .data.leftout import OnError
 from .data.predict import write_predictions
 from .data.rowgroups import Source
 from .data.source import ParquetSource
-from .data.threads import available_cpus
 from .errors import ConfigError
 from .estimator_data import COLUMN_PARAMETERS, FEATURES, Sourced
 from .executors import Executor
@@ -280,7 +279,7 @@ class Estimator(Sourced):
 
     def _margins(self, X: Any) -> NDArray[np.float64]:
         check_is_fitted(self, "model_")
-        return margins(self._source(X), self.model_, self.n_jobs or available_cpus())
+        return margins(self._source(X), self.model_, self._jobs)
 
     def _lazily(self, what: str, X: Any) -> Any:
         """Predictions for a Dask DataFrame, of which nothing is computed yet."""
@@ -300,22 +299,24 @@ class Estimator(Sourced):
             raise ConfigError("out is for shards, which are scored one by one; write other predictions yourself.")
         executor = None if client is None else _executor(client, source)
         names = [keep] if isinstance(keep, str) else list(keep)
-        return write_predictions(
-            source, self.model_, out, keep=names, n_jobs=self.n_jobs or available_cpus(), executor=executor
-        )
+        return write_predictions(source, self.model_, out, keep=names, n_jobs=self._jobs, executor=executor)
 
     def _stored_metrics(self, X: Any, y: Any, sample_weight: Any) -> dict[str, Any] | None:
         """Metrics on shards or tables, streamed; None for rows that scikit-learn can score."""
         check_is_fitted(self, "model_")
+        X = with_target(X, y)
         if not is_stored(X):
             return None
         source, target, weight = self._training_source(X, y, sample_weight, reset=False, strict=True)
-        return evaluate(source, self.model_, target=target, weight=weight, n_jobs=self.n_jobs or available_cpus())
+        return evaluate(source, self.model_, target=target, weight=weight, n_jobs=self._jobs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model as a safetensors file, whole or not at all; `streamgd.load` reads it."""
         check_is_fitted(self, "model_")
-        save_model(self.model_, path)
+        model = self.model_
+        if "config" not in model.training:
+            model = replace(model, training={**model.training, "config": self._config().to_json()})
+        save_model(model, path)
 
     def _config(self) -> Config:
         seed = self.random_state
@@ -324,6 +325,7 @@ class Estimator(Sourced):
         limit = None if self.memory_limit is None else parse_bytes(self.memory_limit)
         values = {name: getattr(self, name) for name in _CONFIG_PARAMETERS}
         values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+        values["n_jobs"] = None if self.n_jobs == -1 else values["n_jobs"]
         if self.cache is not None:
             values["cache"] = os.fspath(self.cache)
         for name in COLUMN_PARAMETERS:
@@ -379,6 +381,8 @@ def _executor(client: Any, source: Source) -> Any:
     """
     from .cluster.connect import carrying_out
 
+    if isinstance(client, str):
+        raise ConfigError(f"client is {client!r}; give the client of that cluster: distributed.Client({client!r}).")
     if source.in_memory:
         raise ConfigError(
             "client does nothing for rows that are in memory here: workers read shards or compute Dask DataFrames. "

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, column_or_1d, validate_data
 
-from .data.frames import features_table, frame_table, is_dask_frame, is_mixed, is_stored, unused_name
+from .data.frames import features_table, frame_table, is_dask_frame, is_mixed, is_stored, unused_name, with_target
 from .data.leftout import OnError
 from .data.rowgroups import Source
 from .data.source import as_source
@@ -37,6 +37,12 @@ class Sourced(BaseEstimator):  # type: ignore[misc]
     n_jobs: Any
     on_error: Any
     model_: Model
+    _by_name = False
+
+    @property
+    def _jobs(self) -> Any:
+        """Threads."""
+        return available_cpus() if self.n_jobs in (None, -1) else self.n_jobs
 
     def _training_source(
         self,
@@ -54,9 +60,14 @@ class Sourced(BaseEstimator):  # type: ignore[misc]
         A ``strict`` source leaves nothing out, whatever ``on_error`` says; ``client`` is of who computes Dask
         DataFrames.
         """
+        X = with_target(X, y)
+        if reset:
+            self._by_name = is_stored(X)
         if is_stored(X):
             if not isinstance(y, str):
-                raise ConfigError(f"y is {y!r}; with shards, tables or Dask it is the name of the target column.")
+                raise ConfigError(
+                    f"y is of type {type(y).__name__}; with shards, tables or Dask it is the name of the target column."
+                )
             if weight is not None and not isinstance(weight, str):
                 raise ConfigError("with shards or tables sample_weight is the name of a column.")
             return self._stored(X, None if strict else self.on_error, client), y, weight
@@ -116,7 +127,7 @@ class Sourced(BaseEstimator):  # type: ignore[misc]
             from .cluster.frames import FrameSource
 
             return FrameSource(data, client=client, on_error=on_error)
-        return as_source(data, self.n_jobs or available_cpus(), on_error)
+        return as_source(data, self._jobs, on_error)
 
     def _validation_source(self, validation: Any, weight: str | None, client: Any = None) -> Source:
         if is_stored(validation):
@@ -133,7 +144,7 @@ class Sourced(BaseEstimator):  # type: ignore[misc]
         if is_stored(X):
             return self._stored(X)
         # A model that was loaded knows its columns, but not the parameters that chose them.
-        by_name = not hasattr(self, "_job") or self._names_columns()
+        by_name = not hasattr(self, "_job") or self._names_columns() or self._by_name
         if is_mixed(X) or (hasattr(X, "columns") and by_name):
             return TableSource(frame_table(X))
         checked = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite="allow-nan", reset=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,14 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.metaestimators import available_if
 
 from .data.frames import is_dask_frame
+from .errors import ConfigError
 from .estimator_base import Estimator
+from .estimator_data import COLUMN_PARAMETERS
 from .model import Model
 from .modelfile import load_model
+
+#: Parameters that say nothing of the model.
+_OF_MACHINE = ("cache", "memory_limit", "n_jobs")
 
 
 def _gives_probabilities(estimator: Any) -> bool:
@@ -308,7 +313,8 @@ def load(path: str | os.PathLike[str]) -> SGDClassifier | SGDRegressor:
     Returns
     -------
     SGDClassifier or SGDRegressor
-        It predicts; training can begin anew with `fit`.
+        It predicts; training can begin anew with `fit`, with the parameters of before, but for those of the machine
+        (``cache``, ``memory_limit``, ``n_jobs``) and of checkpoints.
 
     Raises
     ------
@@ -316,6 +322,32 @@ def load(path: str | os.PathLike[str]) -> SGDClassifier | SGDRegressor:
         The file is damaged, foreign, or of a later version.
     """
     model = load_model(path)
-    estimator = SGDClassifier(model.loss) if model.task == "classification" else SGDRegressor(model.loss)
+    kind = SGDClassifier if model.task == "classification" else SGDRegressor
+    estimator = kind(model.loss)
+    try:
+        estimator = kind(**{**_told_parameters(model.training, kind().get_params()), "loss": model.loss})
+        estimator._config()
+    except (ConfigError, TypeError, ValueError):  # the file says it otherwise than this version, or is made up
+        estimator = kind(model.loss)
     estimator._adopt(model)
     return estimator
+
+
+def _told_parameters(training: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of an estimator as a model file tells them, but for those of a machine.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The file tells something else.
+    """
+    config = training.get("config", {})
+    found = {name: value for name, value in config.items() if name in known and name not in _OF_MACHINE}
+    if "seed" in config:
+        found["random_state"] = config["seed"]
+    if found.get("class_weight") not in (None, "balanced"):
+        found["class_weight"] = dict(found["class_weight"])
+    for name in COLUMN_PARAMETERS:
+        found[name] = list(found.get(name, ())) or None
+    found["interactions"] = ["*".join(pair) for pair in config.get("interactions", ())] or None
+    return found

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to end: a checkpoint first, then exit code 4.
+"""SIGTERM and SIGINT as a request to end: a checkpoint first, then exit code 4; without one, Ctrl-C at once.
 
 Python runs signal handlers in the main thread between two of its instructions, and that thread may be deep in a read
 from a disk that does not answer. So the handler does nothing, and a thread of its own hears of the signal through a
@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from .errors import Interrupted, StreamgdError, error_json
 
@@ -26,12 +26,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PATIENCE, BUSY = 0.3, 1.5
 #: Seconds to tell of it.
 TELLING = 0.5
+#: Seconds after which a Ctrl-C without a checkpoint was lost, or whoever should end waits for something.
+LOST = 3.0
+NOTHING_KEPT = "interrupted; nothing was saved. With --checkpoint DIR it would be."
 NOTHING_YET = "interrupted before the first step of this run: nothing is lost. Run the same command with --resume."
 
 
 def hear_early(arguments: Sequence[str]) -> None:
-    """Hear signals while a command that has checkpoints is being imported, when there is nothing to keep."""
+    """Hear signals while a command is being imported, when there is nothing to keep."""
     if not any(argument.startswith(("--checkpoint", "--config")) for argument in arguments):
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         return
 
     def end(*_: object) -> None:
@@ -51,6 +56,52 @@ def _heard() -> list[signal.Signals]:
     A shell starts jobs in the background without SIGINT, nohup without SIGHUP.
     """
     return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+class CtrlC:
+    """Ctrl-C while a block runs that keeps nothing: KeyboardInterrupt, and the end of the process if that gets lost.
+
+    It does where it is raised in what some library does by the way, such as an import.
+
+    Parameters
+    ----------
+    tell : callable
+        Told of the error if the process has to be ended.
+
+    Attributes
+    ----------
+    pressed : bool
+        Whether it was: then whatever the block raises came of it.
+    """
+
+    def __init__(self, tell: Callable[[StreamgdError], None]) -> None:
+        self.pressed, self._tell = False, tell
+        self._before: Any = None
+        self._timer = threading.Timer(LOST, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        mine = threading.current_thread() is threading.main_thread()
+        if mine and signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
+            self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, *_: object) -> None:
+        if not self.pressed:
+            self.pressed = True
+            self._timer.start()
+        raise KeyboardInterrupt
+
+    def _end(self) -> None:
+        self._tell(Interrupted(NOTHING_KEPT))
+        os._exit(1)
 
 
 class Interruption:

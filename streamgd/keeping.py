@@ -44,7 +44,9 @@ class Keeping:
             if value is not None and self.checkpoint is None:
                 raise ConfigError(f"{name} does nothing without checkpoint; leave it out.")
         if self.resume and self.checkpoint is None:
-            raise ConfigError("resume goes on from a checkpoint: give checkpoint, the directory of the last run's.")
+            raise ConfigError(
+                "resume goes on from a checkpoint: give checkpoint (--checkpoint), the directory of the last run's."
+            )
         return self
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -36,5 +37,11 @@ def say(event: str, text: str, **fields: Any) -> None:
     if _as_json:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         text = json.dumps({"time": now, "event": event, "message": text, **fields}, allow_nan=False, default=str)
-    if text:
+    if not text:
+        return
+    try:
         print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:  # whoever read it is gone, which is no reason to lose a job
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)

@@ -107,7 +107,7 @@ def _check_scales(scales: Scales, encoder: Encoder) -> None:
         worst = int(np.argmax(large))
         raise NonFiniteFeature(
             f"column {encoder.spec.feature_names()[worst]!r} has a standard deviation of {scales.scale[worst]:.3g}, "
-            f"too large for sums in float32: give it in other units, or leave it out with --drop."
+            f"too large for sums in float32: give it in other units, or leave it out with --drop (drop= in Python)."
         )
 
 
@@ -116,12 +116,13 @@ def check_classes(labels: Labels, loss: Loss, target: str) -> None:
     if labels.classes is not None and len(labels.classes) > max(AUTO_CLASSES, labels.rows // 4):
         raise TooManyClasses(
             f"target {target!r} holds {len(labels.classes):,} classes in {labels.rows:,} rows, which leaves "
-            f"too few rows to learn each from. For numbers use --task regression."
+            f"too few rows to learn each from. For numbers use --task regression (SGDRegressor in Python)."
         )
     if labels.classes is not None and len(labels.classes) > 2 and loss.link != "logit":
         raise TooManyClasses(
             f"Only binary classification is supported by loss={loss.name!r}, but target {target!r} holds "
-            f"{len(labels.classes)} classes. Use loss='log_loss', or for numbers --task regression."
+            f"{len(labels.classes)} classes. Use loss='log_loss', or for numbers --task regression (SGDRegressor in "
+            f"Python)."
         )
 
 

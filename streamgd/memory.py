@@ -194,7 +194,7 @@ class Limit:
         if self.mapped:
             remedy = f"Give {ulimit(needed + self.mapped)} or more."
         elif self.name == Limit.name:
-            remedy = f"Give --memory-limit {-(-needed // 1_000_000)}MB or more."
+            remedy = f"Give --memory-limit {-(-needed // 1_000_000)}MB (memory_limit= in Python) or more."
         else:
             remedy = f"Give it {-(-needed // 1_000_000)} MB or more."
         found, least, taken = (format_bytes(size + self.mapped) for size in (self.bytes, needed, process))

@@ -60,6 +60,17 @@ def standing_line(progress: Progress) -> str:
     return line if standing.workers is None else f"{line}, {standing.workers} workers"
 
 
+def counted(n: int, what: str) -> str:
+    """So many of something.
+
+    Examples
+    --------
+    >>> counted(1, "shard"), counted(1200, "row group")
+    ('1 shard', '1,200 row groups')
+    """
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Write a time for people.
 
@@ -74,6 +85,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def kind_of_loss(epoch: int) -> str:
+    """What the loss of rows before they are learned from says: only in the first epoch were they not seen before."""
+    return "progressive" if epoch == 0 else "training"
 
 
 class PlainDisplay:
@@ -172,7 +188,7 @@ class LiveDisplay:
         grid.add_row("rows", ProgressBar(total=max(1, progress.total_rows), completed=progress.rows, width=48))
         grid.add_row("", f"{progress.rows:,} of {progress.total_rows:,}")
         grid.add_row("speed", rate_line(progress))
-        loss = f"{progress.loss:.5f} progressive"
+        loss = f"{progress.loss:.5f} {kind_of_loss(progress.epoch)}"
         if progress.validation_loss is not None:
             loss += f", {progress.validation_loss:.5f} validation"
         grid.add_row("loss", loss)

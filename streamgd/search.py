@@ -16,12 +16,11 @@ from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_is_fitted
 
 from .config import TUNABLE, Config
-from .data.frames import is_stored
+from .data.frames import is_stored, with_target
 from .data.labels import scan_labels
 from .data.rowgroups import Source
 from .data.shuffle import HELD_OUT, random_order
 from .data.table import TableSource
-from .data.threads import available_cpus
 from .errors import ConfigError
 from .estimator_base import Estimator
 from .estimators import SGDClassifier, SGDRegressor
@@ -103,6 +102,7 @@ def tune(
     >>> found.best_params["alpha"], len(found.models)
     (0.0001, 4)
     """
+    data = with_target(data, target)
     template = _default(data, target) if estimator is None else _copy(estimator)
     configs, points = _configs(template, grid, free=estimator is None and is_stored(data))
     source, name, weight = template._training_source(data, target, sample_weight, reset=True)
@@ -259,7 +259,7 @@ class SGDSearchCV(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
             splits = [(source, template._validation_source(validation, weight))]
         classes = None
         if template._task == "classification":  # a fold may lack one
-            jobs = template.n_jobs or available_cpus()
+            jobs = template._jobs
             known = scan_labels(
                 source.for_job(configs[0].on_error), target, task="classification", weight=weight, n_jobs=jobs
             ).classes

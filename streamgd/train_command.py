@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +18,7 @@ from .errors import ConfigError
 from .interrupt import Interruption
 from .keeping import Keeping
 from .log import say
+from .progress import counted
 
 
 def train_command(
@@ -81,9 +83,10 @@ def _train(
     memory, labels = feed.memory, job.labels
     say(
         "start",
-        f"{source.manifest.n_rows:,} rows in {source.manifest.n_row_groups:,} row groups of {len(source.names):,} "
-        f"shards; {_features(job.encoder.spec)}; {labels.task} of {target!r} by {job.loss.name}; windows of "
-        f"{feed.plan.capacity:,} rows ({format_bytes(memory.window)}); {_hands(memory, settings, executor)}",
+        f"{source.manifest.n_rows:,} rows in {counted(source.manifest.n_row_groups, 'row group')} of "
+        f"{counted(len(source.names), 'shard')}; {_features(job.encoder.spec)}; {labels.task} of {target!r} by "
+        f"{job.loss.name}; windows of {feed.plan.capacity:,} rows ({format_bytes(memory.window)}); "
+        f"{_hands(memory, settings, executor)}",
         rows=source.manifest.n_rows,
         row_groups=source.manifest.n_row_groups,
         shards=len(source.names),
@@ -167,7 +170,7 @@ def working(options: ClusterOptions | None) -> Iterator[Any]:
 def _hands(memory: Any, settings: Any, executor: Any) -> str:
     """Who does the work, in words."""
     if executor is None:
-        return f"{memory.n_jobs} reading threads"
+        return counted(memory.n_jobs, "reading thread")
     return f"{settings.streams} partitions on {executor.workers} workers"
 
 
@@ -219,8 +222,10 @@ def compile_kernels(source: Any, settings: Any, models: int = 1, beside: bool = 
 def _features(spec: Any) -> str:
     """What there is to learn from, in words."""
     dense, hashed = spec.n_features, spec.n_inputs - spec.n_features
-    words = [f"{dense:,} numbers"] if dense else []
-    return " and ".join(words + ([f"{hashed:,} hashed features in 2^{spec.hash_bits} weights"] if hashed else []))
+    words = [counted(dense, "number")] if dense else []
+    return " and ".join(
+        words + ([f"{counted(hashed, 'hashed feature')} in 2^{spec.hash_bits} weights"] if hashed else [])
+    )
 
 
 def check_model_path(path: Path | None) -> None:
@@ -235,18 +240,29 @@ def check_model_path(path: Path | None) -> None:
         raise ConfigError(f"--model {path} is a directory; name a file.")
     elif not os.access(path.parent, os.W_OK):
         raise ConfigError(f"--model {path}: the directory cannot be written to; name another.")
+    elif not _can_write(path.parent):
+        raise ConfigError(f"--model {path}: no file can be made in {path.parent}; name another place.")
     elif path.exists() and not looks_like_model(path):
         raise ConfigError(f"--model {path} is there and is no model file, so it is not replaced; name another.")
+
+
+def _can_write(directory: Path) -> bool:
+    try:
+        with TemporaryFile(dir=directory):
+            return True
+    except OSError:
+        return False
 
 
 def train_text(result: dict[str, Any]) -> str:
     """The result for people."""
     from .memory import format_bytes
+    from .progress import kind_of_loss
 
     validation = result["validation_losses"]
-    stepped = result["gradient_norm"] is None or result["polish_passes"]
+    stepped, kind = result["gradient_norm"] is None or result["polish_passes"], kind_of_loss(result["epochs"] - 1)
     lines = [
-        f"loss        {result['train_loss']:.6f} {'progressive, ' if stepped else ''}{result['loss']}"
+        f"loss        {result['train_loss']:.6f} {kind + ', ' if stepped else ''}{result['loss']}"
         + (f"; {min(validation):.6f} validation" if validation else ""),
         *(
             [

@@ -75,7 +75,7 @@ def test_train_tells_what_it_did(tmp_path: Path) -> None:
     assert again["weights_sha256"] == found["weights_sha256"]
     assert as_json(*command, tmp_path / "n.safetensors")["weights_sha256"] != found["weights_sha256"]
     text = run(*command, tmp_path / "m.safetensors")
-    assert re.search(r"loss +0\.5[12]\d+ progressive", text.stdout) and "rows/s" in text.stderr
+    assert re.search(r"loss +0\.5[12]\d+ training", text.stdout) and "rows/s" in text.stderr
 
 
 def test_evaluate_and_predict(model: Path, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_terminal_gets_a_live_display(tmp_path: Path) -> None:
                     break
         out, _ = process.communicate(timeout=30)
     os.close(master)
-    assert process.returncode == 0 and b"progressive" in out
+    assert process.returncode == 0 and b"training" in out
     for word in (b"epoch", b"rows/s", b"MB/s", b"left", b"reading", b"computing", b"\x1b["):
         assert word in seen, seen[-2000:]
 
@@ -279,6 +279,34 @@ def test_a_model_never_replaces_something_else(write: Write, tmp_path: Path) -> 
 def test_lines_in_a_pipe_are_few(write: Write) -> None:
     done = run("train", write(classification(100)), "--target", "y", "--epochs", 200)
     assert len([line for line in done.stderr.splitlines() if line.startswith("epoch")]) <= 5
+
+
+def test_who_reads_the_log_may_go(write: Write, tmp_path: Path) -> None:
+    """A model is worth more than lines that nobody reads."""
+    path, model = write(classification(100)), tmp_path / "m"
+    command = [sys.executable, "-m", "streamgd", "train", path, "--target", "y", "--log-json", "--model", model]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.wait(timeout=120) == 0
+    assert model.exists()
+
+
+def test_a_model_that_could_not_be_written_is_refused_before_training(write: Write) -> None:
+    train = "train", write(classification(100)), "--target", "y", "--model"
+    assert "no file can be made in /proc" in failure(*train, "/proc/m", code=2)
+
+
+def test_only_the_first_epoch_has_a_progressive_loss(write: Write) -> None:
+    train = "train", write(classification(100)), "--target", "y", "--epochs"
+    assert "progressive, log_loss" in run(*train, 1).stdout
+    assert "training, log_loss" in run(*train, 2).stdout
+
+
+def test_what_is_neither_shards_nor_a_model_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    assert "neither a Parquet file nor a model" in failure("inspect", tmp_path / "x.csv", code=3)
+    assert "begins with b'a,b" in failure("train", tmp_path / "x.csv", "--target", "a", code=3)
 
 
 TUNE = ("--alpha", "1e-2,1e-4", "--eta0", "0.1, 0.3,10")

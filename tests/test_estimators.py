@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import streamgd as sg
 from streamgd.config import ENDLESS_ALPHA
 from streamgd.errors import ConfigError, MissingColumn, ModelFileError, SingleClass, UnusableColumns
+from streamgd.modelfile import save_model
 
 from .conftest import FLIGHTS, Write, classification, matrix, regression
 
@@ -124,7 +126,7 @@ def test_save_and_load(task: str, tmp_path: Path) -> None:
     "parameters", [{"drop": "x0"}, {"interactions": ["x0*x1"]}, {"missing_indicator": True}, {"categorical": "x2"}]
 )
 def test_loaded_models_take_the_frames_that_their_estimators_take(parameters: dict[str, Any], tmp_path: Path) -> None:
-    """The parameters are not in the file, so it is the model that says what becomes of columns."""
+    """And have their parameters."""
     X, y = matrix(classification(300))
     frame = pd.DataFrame({"x0": X[:, 0], "x1": X[:, 1], "x2": np.arange(300) % 3})
     frame.loc[::7, "x1"] = np.nan
@@ -132,6 +134,53 @@ def test_loaded_models_take_the_frames_that_their_estimators_take(parameters: di
     fitted.save(tmp_path / "model.safetensors")
     loaded = sg.load(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(loaded.decision_function(frame), fitted.decision_function(frame))
+    again = loaded.fit(frame, y)
+    np.testing.assert_array_equal(again.decision_function(frame), fitted.decision_function(frame))
+
+
+def test_a_loaded_estimator_has_the_parameters_of_before_but_those_of_a_machine(tmp_path: Path) -> None:
+    X, y = matrix(classification(300))
+    given = {"epochs": 3, "alpha": 1e-3, "class_weight": {0: 1.0, 1: 2.5}, "random_state": 7, "batch_size": 16}
+    fitted = sg.SGDClassifier(**given, memory_limit="2GB", n_jobs=1, cache=None).fit(X, y)
+    fitted.save(tmp_path / "model.safetensors")
+    loaded = sg.load(tmp_path / "model.safetensors")
+    assert loaded.get_params() == {**sg.SGDClassifier(**given).get_params(), "loss": "log_loss"}
+    np.testing.assert_array_equal(clone(loaded).fit(X, y).coef_, fitted.coef_)
+
+
+@pytest.mark.parametrize("config", [{"epochs": "many"}, {"class_weight": 3}, {"interactions": [1]}, {"alpha": -1.0}])
+def test_what_a_file_makes_up_is_no_parameter(config: dict[str, Any], tmp_path: Path) -> None:
+    X, y = matrix(classification(300))
+    fitted = sg.SGDClassifier().fit(X, y)
+    save_model(replace(fitted.model_, training={"config": config}), tmp_path / "m")
+    assert sg.load(tmp_path / "m").get_params() == sg.SGDClassifier("log_loss").get_params()
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_frame_takes_the_name_of_its_target(library: str) -> None:
+    """As shards and Arrow tables do; rows to predict may have it, too."""
+    frame: Any = classification(300).to_pandas()
+    X, y = frame.drop(columns="y"), frame["y"]
+    fitted = sg.SGDClassifier(n_jobs=-1).fit(X, y)
+    if library == "polars":
+        polars = pytest.importorskip("polars")
+        frame, X = polars.DataFrame(frame), polars.DataFrame(X)
+    named = sg.SGDClassifier().fit(frame, "y")
+    assert named.model_.sha256() == fitted.model_.sha256()
+    assert named.score(frame, "y") == fitted.score(frame, "y") == named.score(X, y)
+    for rows in (frame, X):
+        np.testing.assert_array_equal(named.predict(rows), fitted.predict(X))
+    found = sg.tune(frame, "y", {"alpha": [1e-4, 1e-2]})
+    assert found.best_params == sg.tune(X, y, {"alpha": [1e-4, 1e-2]}).best_params
+    with pytest.raises(ConfigError, match=r"y is 'z', the name of a column, and X is a DataFrame, which has .* x0, x1"):
+        named.fit(frame, "z")
+    with pytest.raises(ConfigError, match=r"X is a ndarray, whose columns have no names"):
+        named.fit(np.zeros((2, 2)), "y")
+
+
+def test_a_client_is_no_address(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r"client is 'tcp://127.0.0.1:1'; give .* distributed.Client\('tcp"):
+        sg.SGDClassifier().fit(write(classification(100)), "y", client="tcp://127.0.0.1:1")
 
 
 @pytest.mark.parametrize("pairs", [["x0*x1"], ["x1*x2", "x1*x2"]])

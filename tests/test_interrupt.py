@@ -226,3 +226,34 @@ def test_a_little_torture(what: str) -> None:
         [sys.executable, TOP / "scripts" / "torture", what, "--short"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("then", ["time.sleep(1000)", "raise UnreadableShard('half imported')"])
+def test_ctrl_c_without_a_checkpoint_is_never_lost(data: Path, then: str) -> None:
+    """Whatever takes it for an error of its own, or for nothing."""
+    code = f"""
+import sys, time
+from streamgd import train_command
+from streamgd.errors import UnreadableShard
+def lose(*args):
+    try:
+        print("blocked", file=sys.stderr, flush=True)
+        time.sleep(1000)
+    except KeyboardInterrupt:
+        {then}
+train_command.train_command = lose
+"""
+    process = start(code, *arguments(data, None))
+    wait_for(process, "blocked")
+    process.send_signal(signal.SIGINT)
+    code, said, err = ended(process)
+    assert code == 1, err
+    assert said["error"] == "Interrupted" and "With --checkpoint" in said["message"]
+
+
+def test_ctrl_c_while_it_is_imported_ends_it() -> None:
+    hear = (
+        "import os, signal\nfrom streamgd.interrupt import hear_early\nsignal.signal(2, signal.default_int_handler)\n"
+    )
+    process = start(hear + "hear_early(['train'])\nos.kill(os.getpid(), 2)\n", "train")
+    assert ended(process)[0] == -signal.SIGINT

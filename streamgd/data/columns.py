@@ -213,10 +213,10 @@ def _refuse_unusable(fields: Sequence[pa.Field]) -> None:
     listed = ", ".join(f"{field.name} ({field.type})" for field in fields)
     names = ",".join(field.name for field in fields)
     times = [field.name for field in fields if is_time(field.type)]
-    use = f"Dates and times can be used as month, weekday and hour with --calendar {','.join(times)}. " if times else ""
+    use = f"As month, weekday and hour --calendar {','.join(times)} uses times. " if times else ""
     raise UnusableColumns(
-        f"columns of these types cannot be features as they are: {listed}. {use}Leave them out with --drop {names} "
-        f"(drop= in Python)."
+        f"columns of these types cannot be features as they are: {listed}. {use}Leave them out with --drop {names}. "
+        f"(In Python: {'calendar= and ' if times else ''}drop=.)"
     )
 
 

@@ -340,5 +340,6 @@ def _not_finite(name: str, count: int, where: str) -> NonFiniteFeature:
     name = name.lstrip("\0")
     return NonFiniteFeature(
         f"{where}: column {name!r} holds infinity, or a number too large for float32, in {count} place(s); features "
-        f"must be finite (null and NaN count as missing). Mend the data or leave the column out with --drop {name}."
+        f"must be finite (null and NaN count as missing). Mend the data or leave the column out with --drop {name} "
+        f"(drop= in Python)."
     )

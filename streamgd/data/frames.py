@@ -51,6 +51,23 @@ def frame_table(X: Any) -> pa.Table:
         raise ConfigError(f"X cannot be made an Arrow table: {error}. Give each column values of one type.") from error
 
 
+def with_target(X: Any, y: Any) -> Any:
+    """A DataFrame whose target is the name of one of its columns, as the Arrow table that it is then; else X itself.
+
+    Raises
+    ------
+    ConfigError
+        The name is not that of a column.
+    """
+    if not isinstance(y, str) or is_stored(X):
+        return X
+    names = list(getattr(X, "columns", ()))
+    if y not in names or not hasattr(X, "dtypes"):
+        has = f"which has no such column, but {', '.join(map(str, names))}" if names else "whose columns have no names"
+        raise ConfigError(f"y is {y!r}, the name of a column, and X is a {type(X).__name__}, {has}.")
+    return frame_table(X)
+
+
 def features_table(X: NDArray[Any], columns: tuple[Column, ...]) -> pa.Table:
     """A table of features that lie side by side in an array."""
     arrays, first = {}, 0

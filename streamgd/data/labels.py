@@ -301,7 +301,7 @@ class _LabelScan:
         if self.task is not None and len(self.distinct) > MOST_CLASSES:
             raise TooManyClasses(
                 f"target {self.target!r} holds more than {MOST_CLASSES} distinct values, so it is no classification. "
-                f"For numbers use --task regression."
+                f"For numbers use --task regression (SGDRegressor in Python)."
             )
 
 

@@ -27,6 +27,8 @@ from .rowgroups import Manifest
 
 #: What is read of the end of a file at once; pyarrow reads as much to find a footer.
 TAIL = 64 << 10
+#: How Parquet files begin and end, those with an encrypted footer too.
+MAGIC = (b"PAR1", b"PARE")
 #: Shards whose largest row group is looked at to plan for its pages; fewer where each page is a request.
 SAMPLED, SAMPLED_REMOTE = 8, 2
 
@@ -119,6 +121,11 @@ class ShardFiles:
             if (size := file.size()) == 0:
                 raise UnreadableShard(f"{name} is empty (0 bytes); write it again or remove it")
             tail = _tail(file, size)
+            if tail[-4:] not in MAGIC and (begins := bytes(file.read_at(min(4, size), 0))) not in MAGIC:
+                raise UnreadableShard(
+                    f"{name} is not a Parquet file, it begins with {begins!r}: write the data as Parquet (CSV for "
+                    f"example by pandas.read_csv(...).to_parquet(...)), or leave it out"
+                )
             parsed = _parsed(tail)
             metadata, schema = parsed.metadata, parsed.schema_arrow.remove_metadata()
             rows, sizes = array("q"), array("q")

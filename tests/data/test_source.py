@@ -410,6 +410,8 @@ def test_what_is_not_parquet_is_unreadable(tmp_path, content):
     with pytest.raises(UnreadableShard, match=r"shard b\.parquet") as caught:
         ParquetSource(tmp_path)
     assert content or "0 bytes" in str(caught.value)
+    if content[:3] == b"not":
+        assert "is not a Parquet file, it begins with b'not '" in str(caught.value)
 
 
 def test_a_truncated_shard_is_unreadable_wherever_it_is_cut(tmp_path):
