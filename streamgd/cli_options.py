@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -81,7 +82,10 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
                 known[name.lstrip("-").replace("-", "_")] = parameter.name
     values = {name.replace("-", "_"): value for name, value in values.items()}
     if unknown := sorted(set(values) - set(known)):
-        raise typer.BadParameter(f"{path} sets {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
+        options = sorted({name.replace("_", "-") for name in known.values()})
+        near = [one for name in unknown for one in get_close_matches(name.replace("_", "-"), options, 1)]
+        meant = f" Did you mean {', '.join(near)}?" if near else ""
+        raise typer.BadParameter(f"{path} sets {', '.join(unknown)}, which is no option.{meant} See --help.")
     values = {known[name]: value for name, value in values.items()}
     values = {name: [value] if name in many and isinstance(value, str) else value for name, value in values.items()}
     # Where commas part values on the command line, a list does here.

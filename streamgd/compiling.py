@@ -39,7 +39,7 @@ def compile_apart(hashed: bool, outputs: int = 1, beside: bool = False) -> None:
     mark = compiled_mark(hashed, outputs, beside)
     if mark.exists() or not Path(sys.executable or "").name.startswith("python"):  # embedded: who knows what it runs
         return
-    arguments = [sys.executable, "-m", __name__, *map(str, map(int, (hashed, outputs, beside)))]
+    arguments = [sys.executable, "-P", "-m", __name__, *map(str, map(int, (hashed, outputs, beside)))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with Popen(arguments, env=environment, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL) as child:
         try:

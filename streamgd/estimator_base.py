@@ -301,13 +301,13 @@ class Estimator(Sourced):
         names = [keep] if isinstance(keep, str) else list(keep)
         return write_predictions(source, self.model_, out, keep=names, n_jobs=self._jobs, executor=executor)
 
-    def _stored_metrics(self, X: Any, y: Any, sample_weight: Any) -> dict[str, Any] | None:
+    def _stored_metrics(self, X: Any, y: Any, sample_weight: Any, client: Any = None) -> dict[str, Any] | None:
         """Metrics on shards or tables, streamed; None for rows that scikit-learn can score."""
         check_is_fitted(self, "model_")
         X = with_target(X, y)
         if not is_stored(X):
             return None
-        source, target, weight = self._training_source(X, y, sample_weight, reset=False, strict=True)
+        source, target, weight = self._training_source(X, y, sample_weight, reset=False, strict=True, client=client)
         return evaluate(source, self.model_, target=target, weight=weight, n_jobs=self._jobs)
 
     def save(self, path: str | os.PathLike[str]) -> None:

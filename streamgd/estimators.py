@@ -225,9 +225,9 @@ class SGDClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         assert probabilities is not None
         return probabilities
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Accuracy on rows given as in `fit`; shards are streamed."""
-        stored = self._stored_metrics(X, y, sample_weight)
+    def score(self, X: Any, y: Any, sample_weight: Any = None, *, client: Any = None) -> float:
+        """Accuracy on rows given as in `fit`; shards are streamed, ``client`` computes Dask DataFrames."""
+        stored = self._stored_metrics(X, y, sample_weight, client)
         return float(super().score(X, y, sample_weight) if stored is None else stored["accuracy"])
 
     def _adopt(self, model: Model) -> None:
@@ -292,9 +292,9 @@ class SGDRegressor(RegressorMixin, Estimator):  # type: ignore[misc]
         margins = self._margins(X)
         return self.model_.values(margins)
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Coefficient of determination on rows given as in `fit`; shards are streamed."""
-        stored = self._stored_metrics(X, y, sample_weight)
+    def score(self, X: Any, y: Any, sample_weight: Any = None, *, client: Any = None) -> float:
+        """R² on rows given as in `fit`; shards are streamed, ``client`` computes Dask DataFrames."""
+        stored = self._stored_metrics(X, y, sample_weight, client)
         return float(super().score(X, y, sample_weight) if stored is None else stored["r2"])
 
     def _adopt(self, model: Model) -> None:
@@ -342,6 +342,8 @@ def _told_parameters(training: Mapping[str, Any], known: Mapping[str, Any]) -> d
         The file tells something else.
     """
     config = training.get("config", {})
+    if not isinstance(config, dict):
+        raise TypeError(f"config is {config!r}")
     found = {name: value for name, value in config.items() if name in known and name not in _OF_MACHINE}
     if "seed" in config:
         found["random_state"] = config["seed"]

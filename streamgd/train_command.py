@@ -92,7 +92,8 @@ def _train(
         shards=len(source.names),
     )
     if saved is not None:
-        say("resume", f"going on from {saved.path}: {place(story)}", checkpoint=saved.path, epoch=story.position.epoch)
+        where = "all epochs are done" if story.over else place(story)
+        say("resume", f"going on from {saved.path}: {where}", checkpoint=saved.path, epoch=story.position.epoch)
     elif keeping.resume:
         say("resume", f"there is no checkpoint in {keeping.directory} yet: beginning at the start")
     for remark in feed.remarks():

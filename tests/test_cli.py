@@ -309,6 +309,12 @@ def test_what_is_neither_shards_nor_a_model_is_called_that(tmp_path: Path) -> No
     assert "begins with b'a,b" in failure("train", tmp_path / "x.csv", "--target", "a", code=3)
 
 
+def test_a_misspelled_key_of_a_job_file_is_corrected(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text('targt = "y"\n')
+    done = run("train", FLIGHTS / "train", "--config", tmp_path / "job.toml", code=2)
+    assert "Did you mean target?" in re.sub(r"[│\s]+", " ", done.stderr)
+
+
 TUNE = ("--alpha", "1e-2,1e-4", "--eta0", "0.1, 0.3,10")
 
 

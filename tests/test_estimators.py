@@ -148,8 +148,10 @@ def test_a_loaded_estimator_has_the_parameters_of_before_but_those_of_a_machine(
     np.testing.assert_array_equal(clone(loaded).fit(X, y).coef_, fitted.coef_)
 
 
-@pytest.mark.parametrize("config", [{"epochs": "many"}, {"class_weight": 3}, {"interactions": [1]}, {"alpha": -1.0}])
-def test_what_a_file_makes_up_is_no_parameter(config: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "config", [3, {"epochs": "many"}, {"class_weight": 3}, {"interactions": [1]}, {"alpha": -1.0}, {"drop": 5}]
+)
+def test_what_a_file_makes_up_is_no_parameter(config: Any, tmp_path: Path) -> None:
     X, y = matrix(classification(300))
     fitted = sg.SGDClassifier().fit(X, y)
     save_model(replace(fitted.model_, training={"config": config}), tmp_path / "m")
@@ -176,6 +178,15 @@ def test_a_frame_takes_the_name_of_its_target(library: str) -> None:
         named.fit(frame, "z")
     with pytest.raises(ConfigError, match=r"X is a ndarray, whose columns have no names"):
         named.fit(np.zeros((2, 2)), "y")
+
+
+def test_frames_that_cannot_be_read_say_what_to_do() -> None:
+    frame = pd.DataFrame([[1.0, 2.0, 0], [2.0, 1.0, 1]], columns=["a", "a", "y"])
+    with pytest.raises(ConfigError, match="more than one column called a; rename"):
+        sg.SGDClassifier().fit(frame[["a"]], [0, 1])
+    lazy = pytest.importorskip("polars").LazyFrame({"a": [1.0, 2.0]})
+    with pytest.raises(ConfigError, match=r"give X\.collect\(\)"):
+        sg.SGDClassifier().fit(lazy, [0, 1])
 
 
 def test_a_client_is_no_address(write: Write) -> None:

@@ -57,11 +57,18 @@ def with_target(X: Any, y: Any) -> Any:
     Raises
     ------
     ConfigError
-        The name is not that of a column.
+        The name is not that of a column; or the frame has two of one name, or is still to be computed.
     """
-    if not isinstance(y, str) or is_stored(X):
+    if is_stored(X):
         return X
+    if type(X).__name__ == "LazyFrame":
+        raise ConfigError("X is a LazyFrame, whose rows are still to be computed: give X.collect().")
     names = list(getattr(X, "columns", ()))
+    if len(set(names)) < len(names):
+        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        raise ConfigError(f"X has more than one column called {', '.join(twice)}; rename all but one.")
+    if not isinstance(y, str):
+        return X
     if y not in names or not hasattr(X, "dtypes"):
         has = f"which has no such column, but {', '.join(map(str, names))}" if names else "whose columns have no names"
         raise ConfigError(f"y is {y!r}, the name of a column, and X is a {type(X).__name__}, {has}.")

@@ -200,7 +200,7 @@ def test_dask_data_frames(write: Write, client: Client) -> None:
     there = SGDClassifier(partitions=4).fit(frame, "y", client=client)
     here = SGDClassifier(partitions=4).fit(path, "y")
     assert there.model_.sha256() == here.model_.sha256()
-    assert there.score(frame, "y") == here.score(path, "y")
+    assert there.score(frame, "y") == there.score(frame, "y", client=client) == here.score(path, "y")
     X = frame.drop(columns="y")
     lazy = there.predict(X)
     assert isinstance(lazy, dd.Series) and lazy.compute(scheduler=client).tolist() == here.predict(path).tolist()
