@@ -15,6 +15,7 @@ from subprocess import DEVNULL, PIPE, Popen
 
 from .features import Layout
 from .kernels.warm import compiled_mark, warm_up
+from .log import say
 
 
 def warm(hashed: bool, outputs: int = 1, beside: bool = False) -> None:
@@ -39,6 +40,7 @@ def compile_apart(hashed: bool, outputs: int = 1, beside: bool = False) -> None:
     mark = compiled_mark(hashed, outputs, beside)
     if mark.exists() or not Path(sys.executable or "").name.startswith("python"):  # embedded: who knows what it runs
         return
+    say("note", "compiling kernels for this machine, which takes 20 to 40 s the first time")
     arguments = [sys.executable, "-P", "-m", __name__, *map(str, map(int, (hashed, outputs, beside)))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with Popen(arguments, env=environment, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL) as child:
