@@ -273,7 +273,8 @@ def _widened(fields: Mapping[str, Any], schema: Any, number: int) -> dict[str, A
     """Columns that hold those of one more partition."""
     found = dict(fields)
     try:
-        merge(found, schema, _name(number), {})
+        if odd := merge(found, schema, _name(number), {}):
+            raise SchemaMismatch(next(iter(odd.values())))
     except SchemaMismatch as error:
         raise SchemaMismatch(f"{error}; astype gives a column of a frame one type in all partitions") from error
     return found

@@ -212,11 +212,11 @@ def _refuse_unusable(fields: Sequence[pa.Field]) -> None:
         return
     listed = ", ".join(f"{field.name} ({field.type})" for field in fields)
     names = ",".join(field.name for field in fields)
-    times = [field.name for field in fields if is_time(field.type)]
-    use = f"As month, weekday and hour --calendar {','.join(times)} uses times. " if times else ""
+    named = ",".join(field.name for field in fields if is_time(field.type))
+    use = f"Times can be used as month, weekday and hour with --calendar {named}. " if named else ""
     raise UnusableColumns(
-        f"columns of these types cannot be features as they are: {listed}. {use}Leave them out with --drop {names}. "
-        f"(In Python: {'calendar= and ' if times else ''}drop=.)"
+        f"columns of these types cannot be features as they are: {listed}. {use}Leave them out with --drop {names} "
+        f"(in Python {'calendar= and ' if named else ''}drop=)."
     )
 
 
