@@ -282,6 +282,8 @@ def inspect(
 
 def _is_model(path: str) -> bool:
     """Whether a path is a file that does not begin as a Parquet file does."""
+    from .data.shards import MAGIC
+
     if not os.path.isfile(path):
         return False
     try:
@@ -289,7 +291,7 @@ def _is_model(path: str) -> bool:
             start = file.read(4)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    return path.endswith(".safetensors") or start not in (b"PAR1", b"PARE", b"")
+    return path.endswith(".safetensors") or start not in (*MAGIC, b"")
 
 
 def _number(value: Any) -> str:

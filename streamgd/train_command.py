@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -239,10 +238,10 @@ def check_model_path(path: Path | None) -> None:
         raise ConfigError(f"--model {path}: there is no directory {path.parent}; make it, or name another.")
     elif path.is_dir():
         raise ConfigError(f"--model {path} is a directory; name a file.")
-    elif not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"--model {path}: the directory cannot be written to; name another.")
     elif not _can_write(path.parent):
-        raise ConfigError(f"--model {path}: no file can be made in {path.parent}; name another place.")
+        raise ConfigError(
+            f"--model {path}: the directory cannot be written to, no file can be made in {path.parent}; name another."
+        )
     elif path.exists() and not looks_like_model(path):
         raise ConfigError(f"--model {path} is there and is no model file, so it is not replaced; name another.")
 
