@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .codes import look_up, word_at
 from .hashing import murmur
 from .intrinsics import (
     eight_bytes_at,
@@ -92,43 +93,9 @@ def _next_run(columns, k, stream):
 
 
 @jit
-def _word(address, end):
-    """Eight bytes at an address, zeros beyond the end."""
-    if end - address >= 8:
-        return eight_bytes_at(address)
-    word = np.uint64(0)
-    for i in range(end - address):
-        word |= np.uint64(uint8_at(address, i)) << np.uint64(8 * i)
-    return word
-
-
-@jit
-def _unpack(run, bit, width, n, end, table, last, out):
-    """Write the cells of n codes of so many bits (at most 32); return the largest code.
-
-    They begin some bits after the address of their run. A code above ``last`` gets the cell of that.
-    """
-    mask, largest = np.uint64((np.int64(1) << width) - 1), np.int64(0)
-    whole = 0  # codes that eight bytes before the end hold
-    if width > 0 and (end - run) * 8 - 64 >= bit:
-        whole = min(n, ((end - run) * 8 - 64 - bit) // width + 1)
-    for i in range(whole):
-        at = bit + i * width
-        code = np.int64((eight_bytes_at(run + (at >> 3)) >> np.uint64(at & 7)) & mask)
-        largest = max(largest, code)
-        put_uint32(out, i, four_bytes_at(table + 4 * min(code, last)))
-    for i in range(whole, n):
-        at = bit + i * width
-        code = np.int64((_word(run + (at >> 3), end) >> np.uint64(at & 7)) & mask)
-        largest = max(largest, code)
-        put_uint32(out, i, four_bytes_at(table + 4 * min(code, last)))
-    return largest
-
-
-@jit
 def _looked_up(columns, k, n, out):
     """Write the cells of the next n codes of a column to an address; return False if there are not so many."""
-    table, last, largest = columns[k, TABLE], columns[k, LENGTH] - 1, np.int64(-1)
+    table, last, inside = columns[k, TABLE], columns[k, LENGTH] - 1, True
     if last < 0 or columns[k, _CODES + _AT] == 0:
         return n == 0
     while n > 0:
@@ -137,17 +104,17 @@ def _looked_up(columns, k, n, out):
         m, code = min(n, columns[k, _CODES + _RUN_LEFT]), columns[k, _CODES + _REPEATED]
         if code < 0:
             run, bit, width = columns[k, _CODES + _RUN], columns[k, _CODES + _BIT], columns[k, _CODES + _WIDTH]
-            largest = max(largest, _unpack(run, bit, width, m, columns[k, _CODES + _END], table, last, out))
+            inside &= look_up(run, bit, width, m, columns[k, _CODES + _END], table, last, out)
             columns[k, _CODES + _BIT] = bit + m * width
         else:
-            largest = max(largest, code)
+            inside &= code <= last
             cell = four_bytes_at(table + 4 * min(code, last))
             for i in range(m):
                 put_uint32(out, i, cell)
         columns[k, _CODES + _RUN_LEFT] -= m
         n -= m
         out += 4 * m
-    return largest <= last
+    return inside
 
 
 @jit
@@ -210,7 +177,7 @@ def _present(columns, k, n, bits):
         word = np.uint64(0) - np.uint64(columns[k, _LEVELS + _REPEATED])
         if columns[k, _LEVELS + _REPEATED] < 0:
             bit = columns[k, _LEVELS + _BIT]
-            word = _word(columns[k, _LEVELS + _RUN] + (bit >> 3), columns[k, _LEVELS + _END]) >> np.uint64(bit & 7)
+            word = word_at(columns[k, _LEVELS + _RUN] + (bit >> 3), columns[k, _LEVELS + _END]) >> np.uint64(bit & 7)
             columns[k, _LEVELS + _BIT] = bit + m
         word &= (np.uint64(1) << np.uint64(m)) - np.uint64(1)
         place = bits + (at >> 3)

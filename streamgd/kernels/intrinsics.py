@@ -225,8 +225,8 @@ def float64_from(typing_context: Any, bits: Any) -> Any:
 
 
 def splat(builder: Any, scalar: Any, lanes: int) -> Any:
-    """A float in each lane of a vector."""
-    undefined = ir.Constant(ir.VectorType(_F32, lanes), ir.Undefined)
+    """A number in each lane of a vector."""
+    undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
     return shuffled(builder, builder.insert_element(undefined, scalar, _I32(0)), undefined, [0] * lanes)
 
 
