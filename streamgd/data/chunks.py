@@ -5,9 +5,11 @@ What cannot be read here, or is odd in any way, raises `NotDirect`.
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ from ..kernels import thrift
 from ..kernels.decode import BEGIN, END, LEVELS, PAGE_FIELDS
 from ..kernels.snappy import SPARE
 from ..kernels.unpack import SNAPPY, UNPACKED, list_pages, unpack_pages
+from ..kernels.unpack import open_chunks as kernel_open
 from .columns import is_string
 
 #: Codecs by their number in the footer. The LZ4 of Hadoop (5) has a frame of its own.
@@ -36,6 +39,8 @@ _PHYSICAL = {
 }
 #: Larger column chunks are not read at once, only so much where headers of pages are.
 _KEPT_BYTES, _HEADER_BYTES = 4 << 20, 4 << 10
+#: Column chunks of which more is unpacked are opened one by one.
+_TOGETHER_BYTES = 64 << 20
 _NONE = np.empty(0, np.uint8)
 
 
@@ -129,14 +134,21 @@ class RawRowGroup:
         Column chunks of some columns, as `streamgd.kernels.thrift` tells them.
     flat : Flat
         What these columns are.
-    read : callable
-        Fills memory with what stands from a place in the file on; returns how many bytes there were.
+    file : FileIO
+        The file.
     """
 
     rows: int
     chunks: dict[str, list[int]]
     flat: Flat
-    read: Callable[[NDArray[np.uint8], int], int]
+    file: FileIO
+
+    def read(self, memory: NDArray[np.uint8], at: int) -> int:
+        """Fill memory with what stands from a place in the file on; return how many bytes there were."""
+        view, done = memory.data, 0
+        while done < len(view) and (n := os.preadv(self.file.fileno(), [view[done:]], at + done)):
+            done += n
+        return done
 
 
 class Chunk:
@@ -148,8 +160,6 @@ class Chunk:
         Its row group.
     name : str
         Its column.
-    start, stop : int
-        Rows that will be wanted first.
 
     Attributes
     ----------
@@ -161,27 +171,37 @@ class Chunk:
         Rows.
     """
 
-    def __init__(self, raw: RawRowGroup, name: str, start: int, stop: int) -> None:
-        chunk = raw.chunks[name]
-        self._codec, size, self.physical = chunk[thrift.CODEC], chunk[thrift.COMPRESSED], chunk[thrift.PHYSICAL]
+    dictionary: NDArray[np.int64] | None
+    plain: bool
+    _rows: list[int]
+    _bytes: list[int]
+
+    def __init__(self, raw: RawRowGroup, name: str) -> None:
+        self.told, self._file, self.rows = raw.chunks[name], raw, raw.rows
+        self._codec, self._begin, self.physical = (self.told[k] for k in (thrift.CODEC, thrift.START, thrift.PHYSICAL))
+        self.kind, self.nullable = raw.flat.types[name], raw.flat.nullable[name]
+        size = self.told[thrift.COMPRESSED]
         if (self._codec and self._codec not in CODECS) or size < 0 or self.physical != raw.flat.physical[name]:
             raise NotDirect("codec or type")
-        self._file, self._begin, self.rows = raw, chunk[thrift.START], raw.rows
-        self.kind, nullable = raw.flat.types[name], raw.flat.nullable[name]
         self._alive: list[tuple[int, Any]] = []
         self._raw, self._from = _NONE, -1
-        self._headers = self._find_headers(size)
-        n = len(self._headers)
-        self._pages, ends = np.empty((n, PAGE_FIELDS), np.int64), np.empty((n + 1, 2), np.int64)
-        fit, self.plain = list_pages(
-            self._headers, self._codec != UNPACKED, nullable, raw.rows, chunk[thrift.UNCOMPRESSED], self._pages, ends
-        )
+        self._given = self._next = 0
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it may be read and unpacked at once, by a kernel alone."""
+        return self._codec in (UNPACKED, SNAPPY) and self.told[thrift.COMPRESSED] <= _KEPT_BYTES
+
+    def open(self, start: int, stop: int) -> None:
+        """Read it, and unpack the pages of some rows."""
+        self._headers = self._find_headers(self.told[thrift.COMPRESSED])
+        n, unpacked = len(self._headers), self.told[thrift.UNCOMPRESSED]
+        pages, ends = np.empty((n, PAGE_FIELDS), np.int64), np.empty((n + 1, 2), np.int64)
+        fit, plain = list_pages(self._headers, self._codec != UNPACKED, self.nullable, self.rows, unpacked, pages, ends)
         if not fit:
             raise NotDirect("pages")
-        self._rows, self._bytes = ends.T.tolist()
-        first = int(n > 0 and self._headers[0, thrift.TYPE] == thrift.DICTIONARY_PAGE)
-        self.dictionary = self._pages[0] if first else None
-        self._given = self._next = first
+        self._know(pages, ends, plain, n > 0 and self._headers[0, thrift.TYPE] == thrift.DICTIONARY_PAGE)
+        first = self._given
         self.seek(start)
         last = self._last(stop)
         together = last == n and self._next == first  # what lives as long as the chunk may be one with the rest
@@ -189,6 +209,20 @@ class Chunk:
             self._unpack(0, 1)
         self._unpack(0 if together else self._next, last)
         self._next, self._from = last, -1  # the memory may be the thread's
+
+    def opened(
+        self, memory: Any, pages: NDArray[np.int64], ends: NDArray[np.int64], plain: bool, dictionary: bool
+    ) -> None:
+        """Take pages that are unpacked."""
+        self._know(pages, ends, plain, dictionary)
+        self._next = len(pages)
+        self.keep(memory, self.rows + 1)
+
+    def _know(self, pages: NDArray[np.int64], ends: NDArray[np.int64], plain: bool, dictionary: bool) -> None:
+        self._pages, self.plain = pages, plain
+        self._rows, self._bytes = ends.T.tolist()
+        self.dictionary = pages[0] if dictionary else None
+        self._given = self._next = int(dictionary)
 
     def seek(self, row: int) -> int:
         """Pass over all pages that are not given away and end before a row; return where the next begins."""
@@ -300,6 +334,40 @@ class Chunk:
         if self.kind in _INTEGERS:
             return pa.Array.from_buffers(pa.int32(), most, [None, data]).cast(self.kind)
         return pa.Array.from_buffers(self.kind, most, [None, data])
+
+
+def open_chunks(raw: RawRowGroup, names: Iterable[str], start: int, stop: int) -> dict[str, Chunk]:
+    """Some column chunks of a row group, with the pages of some rows unpacked; if these are all, by one call."""
+    chunks = {name: Chunk(raw, name) for name in names}
+    waiting = list(chunks.values())
+    if start == 0 and stop == raw.rows:
+        small = [chunk for chunk in waiting if chunk.is_small]
+        done = set(small[: _open_together(raw, small)])
+        waiting = [chunk for chunk in waiting if chunk not in done]
+    for chunk in waiting:
+        chunk.open(start, stop)
+    return chunks
+
+
+def _open_together(raw: RawRowGroup, chunks: list[Chunk]) -> int:
+    """Read and unpack whole column chunks; return how many of the first that was."""
+    room = sum(max(chunk.told[thrift.COMPRESSED], chunk.told[thrift.UNCOMPRESSED]) + SPARE for chunk in chunks)
+    if not chunks or room > _TOGETHER_BYTES:
+        return 0
+    table = np.array([chunk.told for chunk in chunks], np.int64)
+    nullable = np.array([chunk.nullable for chunk in chunks], np.bool_)
+    memory = pa.allocate_buffer(room)
+    headers, out = _memory.headers(0), np.frombuffer(memory, np.uint8)
+    pages = np.empty((len(chunks) * len(headers), PAGE_FIELDS), np.int64)
+    ends, told = np.empty((len(pages) + len(chunks), 2), np.int64), np.zeros((len(chunks), 3), np.int64)
+    largest = _memory.buffer(int(table[:, thrift.COMPRESSED].max()))
+    n = int(kernel_open(raw.file.fileno(), table, nullable, raw.rows, largest, headers, out, pages, ends, told))
+    first = 0
+    for k, (size, plain, dictionary) in enumerate(told[:n].tolist()):
+        last = first + size
+        chunks[k].opened(memory, pages[first:last], ends[first + k : last + k + 1], bool(plain), bool(dictionary))
+        first = last
+    return n
 
 
 def _strings(at: int, end: int, most: int, kind: Any) -> Any:

@@ -26,7 +26,7 @@ from ..features import Column
 from ..kernels import decode as kernels
 from ..kernels.tiles import LANES
 from .buffers import CODES, floats
-from .chunks import BOOLEAN, FLOAT, STRING, Chunk, NotDirect, RawRowGroup, values_begin
+from .chunks import BOOLEAN, FLOAT, STRING, Chunk, NotDirect, RawRowGroup, open_chunks, values_begin
 from .strings import calendar_hashes, column_seeds, hash_values, write_pairs
 from .target import Target, leave_out, sample_weights
 
@@ -200,7 +200,7 @@ class _Line:
         self._columns = np.zeros((len(cells), kernels.COLUMN_FIELDS), np.int64)
         self._offsets, self._fills = np.zeros(len(cells)), np.zeros(len(cells), np.float32)
         stop = min(stop, start + _STEP_ROWS)
-        self._chunks = {name: Chunk(raw, name, start, stop) for name in dict.fromkeys(cell.name for cell in cells)}
+        self._chunks = open_chunks(raw, dict.fromkeys(cell.name for cell in cells), start, stop)
         self._cells = [(cell, self._chunks[cell.name], _is_raw(cell, self._chunks[cell.name])) for cell in cells]
         for k, (cell, chunk, raw_cells) in enumerate(self._cells):
             if raw_cells:

@@ -64,14 +64,6 @@ class OpenShard(NamedTuple):
     local: FileIO | None
     remote: RemoteFile | None
 
-    def read_into(self, memory: NDArray[np.uint8], at: int) -> int:
-        """Fill memory with what stands from a place in a local file on; return how many bytes there were."""
-        assert self.local is not None
-        view, done = memory.data, 0
-        while done < len(view) and (n := os.preadv(self.local.fileno(), [view[done:]], at + done)):
-            done += n
-        return done
-
     @property
     def metadata(self) -> Any:
         """The footer."""

@@ -154,9 +154,9 @@ class ParquetSource:
             return None
         known = opened.chunks.once(tuple(columns), lambda: self._flat(opened, columns))
         table = dict(zip(chunks.columns, chunks.table.tolist(), strict=True))
-        if known is None or table.keys() != set(columns):
+        if known is None or opened.local is None or table.keys() != set(columns):
             return None
-        return RawRowGroup(rows, table, known, opened.read_into)
+        return RawRowGroup(rows, table, known, opened.local)
 
     def _flat(self, opened: OpenShard, columns: Sequence[str]) -> Flat | None:
         return flat(columns, {field.name: field for field in opened.reader.schema_arrow}, self.schema)

@@ -40,6 +40,12 @@ _pread = types.ExternalFunction("pread", types.int64(types.int32, types.uintp, t
 
 
 @jit
+def read_at(descriptor, address, n, at):
+    """Read at most n bytes from a place of an open file to an address; return how many, or -1."""
+    return _pread(np.int32(descriptor), address, np.uint64(n), at)
+
+
+@jit
 def _varint(data, at):
     """A number of 7 bits a byte, and where it ends."""
     value, shift = np.uint64(0), np.uint64(0)
@@ -426,7 +432,7 @@ def walk_pages(descriptor, chunks, most, out):
             while True:
                 if wanted > len(data):
                     data = np.empty(wanted, np.uint8)
-                there = _pread(np.int32(descriptor), data.ctypes.data, np.uint64(min(wanted, end - at)), at)
+                there = read_at(descriptor, data.ctypes.data, min(wanted, end - at), at)
                 size = _page_header(data[: max(there, 0)], header, scratch)
                 if size >= 0:
                     break

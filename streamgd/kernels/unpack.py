@@ -1,7 +1,8 @@
 """Pages of a column chunk as `streamgd.kernels.decode` takes them: what their headers say, checked, and their bytes.
 
-All pages that are wanted of a chunk are unpacked in one call, if they are packed by Snappy or not at all: whatever is
-done for each page by the interpreter counts, since a row group has hundreds.
+All pages that are wanted of a chunk are unpacked in one call, if they are packed by Snappy or not at all, and of small
+row groups many chunks: whatever is done for each page or chunk by the interpreter counts, since a row group has
+hundreds of these and dozens of those.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import numpy as np
 
 from .decode import BEGIN, CELLS, CODED, END, LEVELS, N_CELLS, NULLS, VALUES
 from .intrinsics import copy_bytes, kernel
-from .snappy import unpack_snappy
+from .snappy import SPARE, unpack_snappy
 from .thrift import (
     BODY,
     CHECKSUM,
+    CODEC,
+    COMPRESSED,
     COUNT,
     DATA_PAGE,
     DATA_PAGE_V2,
@@ -25,7 +28,11 @@ from .thrift import (
     LIST_BYTES,
     NULL_BYTES,
     SIZE,
+    START,
     TYPE,
+    UNCOMPRESSED,
+    chunk_pages,
+    read_at,
 )
 
 #: Codecs by their number in the footer.
@@ -135,3 +142,60 @@ def unpack_pages(raw, begin, headers, first, last, codec, out, pages):
         pages[k, BEGIN], pages[k, END] = out, out + size
         out += size
     return True
+
+
+@kernel
+def open_chunks(descriptor, chunks, nullable, rows, raw, headers, out, pages, ends, told):
+    """Read some column chunks of a file, and unpack all of their pages.
+
+    Parameters
+    ----------
+    descriptor : int
+        The open file.
+    chunks : ndarray of int64, shape (n, CHUNK_FIELDS)
+        What `streamgd.kernels.thrift` tells of each; all are packed by Snappy, or not at all.
+    nullable : ndarray of bool, shape (n,)
+        Whether pages of each have bits that say what is null.
+    rows : int
+        Rows of each.
+    raw : ndarray of uint8
+        Room for the largest as it lies in the file, if it is packed.
+    headers : ndarray of int64, shape (most, HEADER_FIELDS)
+        Room for the headers of all pages of one.
+    out : ndarray of uint8
+        Takes what they unpack to, each with `streamgd.kernels.snappy.SPARE`.
+    pages : ndarray of int64, shape (>= n * most, PAGE_FIELDS)
+        Takes the pages of one after those of the other, ...
+    ends : ndarray of int64, shape (>= n * (most + 1), 2)
+        ... and what `list_pages` says of rows and bytes.
+    told : ndarray of int64, shape (n, 3)
+        Takes the number of pages of each, whether one of data has plain values, and whether the first is a dictionary.
+
+    Returns
+    -------
+    int
+        Number of chunks up to the first that is not for this, or is odd in any way; or all.
+    """
+    first, done = 0, 0
+    for k in range(len(chunks)):
+        codec, size, unpacked = chunks[k, CODEC], chunks[k, COMPRESSED], chunks[k, UNCOMPRESSED]
+        packed = codec == SNAPPY
+        place, taken = (raw, unpacked + SPARE) if packed else (out[done:], size)
+        if min(size, unpacked) < 0 or size > len(place) or taken > len(out) - done:
+            return k
+        data, at = place[:size], 0
+        while at < size:
+            n = read_at(descriptor, data.ctypes.data + at, size - at, chunks[k, START] + at)
+            if n <= 0:
+                return k
+            at += n
+        n, end = chunk_pages(data, size, packed, headers)
+        if n < 0 or end < size:
+            return k
+        own, mine = pages[first : first + n], ends[first + k : first + k + n + 1]
+        fit, plain = list_pages(headers[:n], packed, nullable[k], rows, unpacked, own, mine)
+        if not fit or not unpack_pages(data, 0, headers, 0, n, codec, out.ctypes.data + done, own):
+            return k
+        told[k, 0], told[k, 1], told[k, 2] = n, plain, n > 0 and headers[0, TYPE] == DICTIONARY_PAGE
+        first, done = first + n, done + taken
+    return len(chunks)

@@ -28,7 +28,7 @@ from streamgd.errors import DataError
 from streamgd.features import FeatureSpec, Selection
 from tests import strategies as sgst
 
-CODECS = ["none", "snappy", "gzip", "zstd", "brotli", "lz4"]
+CODECS = st.sampled_from(["none", "snappy", "gzip", "zstd", "brotli", "lz4"])
 SIMPLE = (
     *(pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()),
     *(pa.float32(), pa.float64(), pa.bool_()),
@@ -99,7 +99,7 @@ def cases(draw: st.DrawFn) -> tuple[pa.Table, Selection, dict[str, Any]]:
     required = draw(st.booleans())
     fields = [f.with_nullable(not required or table[f.name].null_count > 0) for f in table.schema]
     options = {
-        "compression": draw(st.sampled_from(CODECS)),
+        "compression": draw(CODECS | st.fixed_dictionaries(dict.fromkeys(table.column_names, CODECS))),
         "use_dictionary": draw(st.booleans()),
         "data_page_version": draw(st.sampled_from(["1.0", "2.0"])),
         "data_page_size": draw(st.sampled_from([1, 40, 1 << 20])),
@@ -143,11 +143,12 @@ def read(
 @settings(deadline=None, max_examples=150)
 @given(cases(), st.data())
 def test_rows_are_those_of_arrow(case: tuple[pa.Table, Selection, dict[str, Any]], data: st.DataObject) -> None:
-    """However few rows are unpacked at a time, and whether chunks are read whole or where their headers are."""
+    """However few rows are unpacked at a time, and whether chunks are read together, whole or where their headers are."""
     table, selection, options = case
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(direct, "_STEP_ROWS", data.draw(st.sampled_from([1, 7, 30, 1 << 16])))
         patch.setattr(chunks, "_KEPT_BYTES", data.draw(st.sampled_from([0, 200, 4 << 20])))
+        patch.setattr(chunks, "_TOGETHER_BYTES", data.draw(st.sampled_from([0, 500, 64 << 20])))
         patch.setattr(chunks, "_HEADER_BYTES", data.draw(st.sampled_from([1, 30, 4096])))
         pq.write_table(table, Path(directory) / "a.parquet", **options)
         source = ParquetSource(directory, n_jobs=1)
