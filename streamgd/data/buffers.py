@@ -20,8 +20,8 @@ CODES = {
     pa.bool_(): kernels.BOOL,
 }
 
-#: Narrow integers, which float32 holds.
-_NARROW = (pa.int8(), pa.int16(), pa.uint8(), pa.uint16())
+#: Integers that float32 holds.
+NARROW = (pa.int8(), pa.int16(), pa.uint8(), pa.uint16())
 
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.restype, _pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
@@ -38,7 +38,7 @@ def native(values: pa.Array) -> pa.Array:
 
 def native_type(kind: pa.DataType) -> pa.DataType:
     """The type that values of an Arrow type have when the kernels read them."""
-    return kind if kind in CODES else pa.float32() if kind in _NARROW else pa.float64()
+    return kind if kind in CODES else pa.float32() if kind in NARROW else pa.float64()
 
 
 def native_batch(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:

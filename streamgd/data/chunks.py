@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from io import FileIO
 from typing import Any, NamedTuple
 
@@ -21,17 +22,18 @@ from ..kernels.decode import BEGIN, END, LEVELS, PAGE_FIELDS
 from ..kernels.snappy import SPARE
 from ..kernels.unpack import SNAPPY, UNPACKED, list_pages, unpack_pages
 from ..kernels.unpack import open_chunks as kernel_open
+from .buffers import NARROW
 from .columns import is_string
 
 #: Codecs by their number in the footer. The LZ4 of Hadoop (5) has a frame of its own.
 CODECS = {SNAPPY: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
-#: Physical types: bits, integers, floats and strings.
+#: Physical types: bits, integers, floats and strings; bytes of those that have a width.
 BOOLEAN, _INT32, _INT64, FLOAT, _DOUBLE, STRING = 0, 1, 2, 4, 5, 6
-_WIDTHS = {_INT32: 4, _INT64: 8, FLOAT: 4, _DOUBLE: 8}
-_INTEGERS = (pa.int8(), pa.int16(), pa.uint8(), pa.uint16())
+INTEGERS = {_INT32: 4, _INT64: 8}
+_WIDTHS = {**INTEGERS, FLOAT: 4, _DOUBLE: 8}
 #: What the physical type of each Arrow type must be to be read here.
 _PHYSICAL = {
-    **dict.fromkeys((*_INTEGERS, pa.int32(), pa.uint32(), pa.date32()), _INT32),
+    **dict.fromkeys((*NARROW, pa.int32(), pa.uint32(), pa.date32()), _INT32),
     **dict.fromkeys((pa.int64(), pa.uint64()), _INT64),
     pa.float32(): FLOAT,
     pa.float64(): _DOUBLE,
@@ -39,8 +41,8 @@ _PHYSICAL = {
 }
 #: Larger column chunks are not read at once, only so much where headers of pages are.
 _KEPT_BYTES, _HEADER_BYTES = 4 << 20, 4 << 10
-#: Column chunks of which more is unpacked are opened one by one.
-_TOGETHER_BYTES = 64 << 20
+#: Column chunks of which more is unpacked are opened one by one; row groups of less are unpacked as a whole.
+_TOGETHER_BYTES, _LITTLE_BYTES = 64 << 20, 16 << 20
 _NONE = np.empty(0, np.uint8)
 
 
@@ -142,6 +144,11 @@ class RawRowGroup:
     chunks: dict[str, list[int]]
     flat: Flat
     file: FileIO
+
+    @cached_property
+    def unpacked(self) -> int:
+        """Bytes that its chunks unpack to, as the footer says."""
+        return sum(chunk[thrift.UNCOMPRESSED] for chunk in self.chunks.values())
 
     def read(self, memory: NDArray[np.uint8], at: int) -> int:
         """Fill memory with what stands from a place in the file on; return how many bytes there were."""
@@ -331,16 +338,19 @@ class Chunk:
             return pa.Array.from_buffers(pa.bool_(), most, [None, pa.foreign_buffer(at, end - at)])
         most = min(most, (end - at) // _WIDTHS[physical])
         data = pa.py_buffer(pa.foreign_buffer(at, most * _WIDTHS[physical]).to_pybytes())  # aligned
-        if self.kind in _INTEGERS:
+        if self.kind in NARROW:
             return pa.Array.from_buffers(pa.int32(), most, [None, data]).cast(self.kind)
         return pa.Array.from_buffers(self.kind, most, [None, data])
 
 
 def open_chunks(raw: RawRowGroup, names: Iterable[str], start: int, stop: int) -> dict[str, Chunk]:
-    """Some column chunks of a row group, with the pages of some rows unpacked; if these are all, by one call."""
+    """Some column chunks of a row group, with the pages of some rows unpacked.
+
+    By one call, if these are all, or what is unpacked of others may as well stay until they are wanted.
+    """
     chunks = {name: Chunk(raw, name) for name in names}
     waiting = list(chunks.values())
-    if start == 0 and stop == raw.rows:
+    if (start == 0 and stop == raw.rows) or raw.unpacked <= _LITTLE_BYTES:
         small = [chunk for chunk in waiting if chunk.is_small]
         done = set(small[: _open_together(raw, small)])
         waiting = [chunk for chunk in waiting if chunk not in done]

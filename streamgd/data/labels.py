@@ -17,6 +17,7 @@ from ..errors import AllNullTarget, BadWeight, DataError, NonFiniteTarget, Singl
 from ..executors import Executor, Serial, Threads
 from .buffers import is_number
 from .columns import require
+from .counting import counted
 from .leftout import LeftOut, remaining
 from .reading import reading
 from .rowgroups import Source
@@ -239,10 +240,28 @@ class _LabelScan:
     def _part(self, row_group: int) -> _Part:
         part = _Part()
         rows = int(self.source.manifest.rows[row_group])
-        if rows == 0:
-            return part
-        columns = list(dict.fromkeys([self.target] + ([self.weight] if self.weight is not None else [])))
         where = self.source.describe(row_group)
+        if rows and not self._count_codes(part, row_group, where):
+            self._read(part, row_group, rows, where)
+        if self.task is None and 0 < len(part.classes) <= AUTO_CLASSES:
+            self._moments_of_classes(part, where)
+        return part
+
+    def _count_codes(self, part: _Part, row_group: int, where: str) -> bool:
+        """Count classes without reading a row, if that can be."""
+        if self.weight is not None or self.task == "regression" or not _may_be_counted(self.kind):
+            return False
+        raw = self.source.raw(row_group, [self.target])
+        found = None if raw is None else counted(raw, self.target)
+        if found is None or (self.task is None and len(found.rows) > AUTO_CLASSES):
+            return False
+        part.weight, part.missing = sum(found.rows.values()), found.nulls
+        part.rows = int(part.weight)
+        self._add_classes(part, found.rows, where)
+        return True
+
+    def _read(self, part: _Part, row_group: int, rows: int, where: str) -> None:
+        columns = list(dict.fromkeys([self.target] + ([self.weight] if self.weight is not None else [])))
         for batch in self.source.open(row_group, columns, 65_536).read(rows):
             values = _plain(batch.column(0))
             weights = None if self.weight is None else sample_weights(batch.column(self.weight), self.weight, where)
@@ -255,38 +274,45 @@ class _LabelScan:
             if self.task == "regression":
                 self._moments(part, Target(self.target).numbers(values, where), weights, where)
             else:
-                self._count(part, values, weights, where)
+                self._count(part, *_weigh(values, weights), where)
             part.rows += len(values)
             part.weight += len(values) if weights is None else float(weights.sum())
-        return part
 
     def _moments(
         self, part: _Part, numbers: NDArray[np.float64], weights: NDArray[np.float64] | None, where: str
     ) -> None:
-        """Merge mean and sum of squared deviations (Chan, Golub, LeVeque 1983)."""
-        weight = float(len(numbers) if weights is None else weights.sum())
+        """Merge weight, mean and sum of squared deviations."""
+        part.add_numbers(*self._moments_of(numbers, weights, where))
+
+    def _moments_of_classes(self, part: _Part, where: str) -> None:
+        """Mean and deviations of all that is counted so far, in an order that does not depend on that of the rows."""
+        labels = sorted(part.classes)
+        weights = np.array([part.classes[label] for label in labels], np.float64)
+        _, part.mean, part.spread = self._moments_of(np.array(labels, np.float64), weights, where)
+
+    def _moments_of(
+        self, numbers: NDArray[np.float64], weights: NDArray[np.float64] | None, where: str
+    ) -> tuple[float, float, float]:
+        """Weight, mean, and sum of squared deviations."""
+        weights = np.ones(1) if weights is None else weights
+        weight = float(weights.sum()) * (len(numbers) / len(weights))
         if weight == 0:
-            return
-        mean = float(np.average(numbers, weights=weights))
-        spread = float(np.average((numbers - mean) ** 2, weights=weights)) * weight
+            return 0.0, 0.0, 0.0
+        mean = float((numbers * weights).sum()) / weight
+        spread = float(((numbers - mean) ** 2 * weights).sum())
         if not np.isfinite(spread) and not np.isfinite(np.square(numbers).sum()):
             raise NonFiniteTarget(
                 f"{where}: target {self.target!r} holds numbers so large that their variance overflows, such as "
                 f"{numbers[np.argmax(np.abs(numbers))]:g}: mend them, or use other units."
             )
-        part.add_numbers(weight, mean, spread)
+        return weight, mean, spread
 
-    def _count(self, part: _Part, values: pa.Array, weights: NDArray[np.float64] | None, where: str) -> None:
-        """Add the weight of each distinct value; numbers that may yet be a regression give their moments too.
-
-        All threads add to ``distinct`` (which is atomic), so that too many classes are noticed early.
-        """
-        distinct, counts = _weigh(values, weights)
-        if is_number(self.kind) and (self.task is None or not pa.types.is_integer(self.kind)):
-            numbers = Target(self.target).numbers(distinct, where)  # refuses NaN
-            if self.task is None:
-                self._moments(part, numbers, counts, where)
+    def _count(self, part: _Part, distinct: pa.Array, counts: NDArray[np.float64], where: str) -> None:
+        """Add the weight of each distinct value; numbers that are too many for classes give their moments."""
+        if is_number(self.kind) and not pa.types.is_integer(self.kind):
+            Target(self.target).numbers(distinct, where)  # refuses NaN
         if self.task is None and len(part.classes) > AUTO_CLASSES:
+            self._moments(part, Target(self.target).numbers(distinct, where), counts, where)
             return
         try:
             labels = distinct.to_pylist()
@@ -295,14 +321,28 @@ class _LabelScan:
                 f"{where}: target {self.target!r} holds a label that is no text in UTF-8, {error.object[:20]!r}. Mend "
                 f"it, or write the labels as integers."
             ) from error
-        for label, count in zip(labels, counts.tolist(), strict=True):
-            part.classes[label] = part.classes.get(label, 0.0) + count
-        self.distinct.update(labels)
+        self._add_classes(part, dict(zip(labels, counts.tolist(), strict=True)), where)
+
+    def _add_classes(self, part: _Part, weights: dict[Any, float], where: str) -> None:
+        """Add the weight of each class.
+
+        All threads add to ``distinct`` (which is atomic), so that too many classes are noticed early.
+        """
+        for label, weight in weights.items():
+            part.classes[label] = part.classes.get(label, 0.0) + weight
+        self.distinct.update(weights)
+        if self.task is None and len(part.classes) > AUTO_CLASSES:
+            self._moments_of_classes(part, where)
         if self.task is not None and len(self.distinct) > MOST_CLASSES:
             raise TooManyClasses(
                 f"target {self.target!r} holds more than {MOST_CLASSES} distinct values, so it is no classification. "
                 f"For numbers use --task regression (SGDRegressor in Python)."
             )
+
+
+def _may_be_counted(kind: pa.DataType) -> bool:
+    """Whether values of a type are what `counted` takes."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _plain(values: pa.Array) -> pa.Array:

@@ -10,17 +10,20 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..features import MOST_HASH_BITS, FeatureSpec
 from ..kernels.moments import add_moments
 from .blocks import BlockReader
+from .buffers import NARROW
 from .encode import Encoder
 from .moments import Floats, Moments, most_common
 from .rowgroups import Source
 from .shuffle import SAMPLE, random_order
 from .threads import ordered
+from .vectors import column_middles
 
 #: Rows up to which the sample is all rows.
 WHOLE_SAMPLE_ROWS = 262_144
@@ -45,6 +48,8 @@ VARIED = 0.3
 #: Slots for each hashed feature: 16 while the table fits a processor's cache (2^18 slots of 16 bytes), else 4.
 SLOTS, CACHED_SLOTS, CACHED_BITS = 4, 16, 18
 
+#: Types of which float32 holds every value.
+_EXACT = (*NARROW, pa.float32())
 _NONE = np.empty(0, np.uint32)
 
 
@@ -272,19 +277,44 @@ def _parts(encoder: Encoder) -> tuple[Encoder, Encoder | None]:
 def _moments(source: Source, encoder: Encoder, piece: tuple[int, int, int]) -> list[_Batch]:
     """What each record batch of a piece tells of dense features."""
     row_group, start, stop = piece
+    types = {field.name: field.type for field in source.schema}
+    if all(column.kind == "number" and types[column.name] in _EXACT for column in encoder.spec.columns):
+        return _moments_of_exact(source, encoder, piece)
     batch_rows = _batch_rows(encoder, piece)
     rows = encoder.new_rows(batch_rows)
     reader = source.open(row_group, encoder.columns, batch_rows)
     reader.skip(start)
     told = []
     for batch in reader.read(stop - start):
-        centre, sums = encoder.centres(batch), np.zeros((6, encoder.spec.n_features))
+        centre = encoder.centres(batch)
         centred = replace(encoder, spec=replace(encoder.spec, offset=centre))
         n = centred.encode(batch, rows, source.describe(row_group), [])
-        add_moments(rows, n, encoder.layout.w_cell, sums)
-        weight = float(n if encoder.layout.w_cell < 0 else rows[:n, encoder.layout.w_cell].sum(dtype=np.float64))
-        told.append(_Batch(Moments.about(centre, sums[:5]), weight, centre, sums[5]))
+        told.append(_summed(encoder, rows[:n], centre))
     return told
+
+
+def _moments_of_exact(source: Source, encoder: Encoder, piece: tuple[int, int, int]) -> list[_Batch]:
+    """The same of numbers that encoded rows hold as they are: these come without Arrow, and are centred then."""
+    row_group, start, stop = piece
+    rows = encoder.new_rows(min(encoder.batch_rows, stop - start))
+    reader = BlockReader(source, encoder, row_group, encoder.recipe)
+    reader.skip(start)
+    told = []
+    while reader.done < stop:
+        n = sum(len(block.encoded) for block in reader.read(min(len(rows), stop - reader.done), rows))
+        numbers = rows[:n, : encoder.spec.n_features]
+        centre = column_middles(numbers)
+        numbers -= centre.astype(np.float32)
+        told.append(_summed(encoder, rows[:n], centre))
+    return told
+
+
+def _summed(encoder: Encoder, rows: NDArray[np.float32], centre: NDArray[np.float64]) -> _Batch:
+    """What encoded rows tell from which a centre is subtracted."""
+    sums, w_cell = np.zeros((6, encoder.spec.n_features)), encoder.layout.w_cell
+    add_moments(rows, len(rows), w_cell, sums)
+    weight = float(len(rows) if w_cell < 0 else rows[:, w_cell].sum(dtype=np.float64))
+    return _Batch(Moments.about(centre, sums[:5]), weight, centre, sums[5])
 
 
 def _counts(source: Source, encoder: Encoder, piece: tuple[int, int, int], zeros: int) -> _Counts:

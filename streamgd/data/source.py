@@ -232,8 +232,11 @@ class ParquetSource:
 
         Whether they come so depends on the shard; the schema keeps the type of the values.
         """
+        wanted = frozenset(columns) - self._hive.keys()
+        if wanted == self._dictionaries:
+            return self
         part = copy.copy(self)
-        part._dictionaries, part._open_files = frozenset(columns) - self._hive.keys(), OpenFiles()
+        part._dictionaries, part._open_files = wanted, OpenFiles()
         return part
 
     def __getstate__(self) -> dict[str, Any]:

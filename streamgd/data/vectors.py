@@ -39,3 +39,17 @@ def middles(values: pa.Array, starts: NDArray[np.int64], size: int) -> NDArray[n
         if len(finite):
             found[j] = np.sort(finite)[len(finite) // 2]
     return found
+
+
+def column_middles(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Median of the first few numbers of each column, NaN left aside; 0 where there is none."""
+    found = np.zeros(rows.shape[1])
+    if len(rows) == 0:
+        return found
+    heads = np.sort(rows[:CENTRE_ROWS], axis=0)  # NaN last
+    counts = np.count_nonzero(~np.isnan(heads), axis=0)
+    found[:] = heads[counts // 2 * (counts > 0), np.arange(len(counts))]
+    for j in np.flatnonzero(counts == 0):
+        numbers = rows[~np.isnan(rows[:, j]), j][:CENTRE_ROWS]
+        found[j] = np.sort(numbers)[len(numbers) // 2] if len(numbers) else 0.0
+    return found

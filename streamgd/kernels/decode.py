@@ -218,7 +218,7 @@ def _spread(dense, bits, n, missing, out):
 
 
 @jit
-def _rows(columns, k, pages, n, bits, dense, out):
+def read_rows(columns, k, pages, n, bits, dense, out):
     """Write the cells of the next n rows of a column to an address; return False if there are not so many."""
     while n > 0:
         if columns[k, LEFT] == 0:
@@ -304,7 +304,7 @@ def decode_rows(columns, pages, offsets, fills, n, line, tile, out):
         size = min(most, n - first)
         for k in range(len(columns)):
             lane = columns[k, LANE]
-            if not _rows(columns, k, pages, size, bits.ctypes.data, dense.ctypes.data, sources[lane]):
+            if not read_rows(columns, k, pages, size, bits.ctypes.data, dense.ctypes.data, sources[lane]):
                 return False
             if columns[k, RAW] and not _centred(tile[lane, :size].view(np.float32), offsets[k], fills[k]):
                 return False

@@ -143,7 +143,7 @@ def read(
 @settings(deadline=None, max_examples=150)
 @given(cases(), st.data())
 def test_rows_are_those_of_arrow(case: tuple[pa.Table, Selection, dict[str, Any]], data: st.DataObject) -> None:
-    """However few rows are unpacked at a time, and whether chunks are read together, whole or where their headers are."""
+    """However few rows are unpacked at a time, and whether chunks are read together, or whole, or by their headers."""
     table, selection, options = case
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(direct, "_STEP_ROWS", data.draw(st.sampled_from([1, 7, 30, 1 << 16])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from contextlib import suppress
 from dataclasses import fields
 from decimal import Decimal
 from tempfile import TemporaryDirectory
@@ -11,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamgd.data import labels as module
+from streamgd.data import source as sources
+from streamgd.data.counting import counted
 from streamgd.data.labels import AUTO_CLASSES, DENSE_RANGE, Labels, scan_labels
 from streamgd.data.source import ParquetSource
 from streamgd.data.table import TableSource
@@ -265,6 +269,65 @@ def test_a_row_group_of_several_record_batches_counts_as_one(weight):
         np.testing.assert_allclose(found.class_weight, [weights.sum() - late, late], rtol=1e-12)
         one_hot = np.stack([label == "early", label == "late"], axis=1).astype(float)
         assert found.clustering == pytest.approx(correlation_ratio(one_hot, groups, weights), abs=1e-9)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.data())
+def test_codes_of_a_dictionary_are_counted_as_rows_are(data):
+    """To the last bit, however pages lie; and rows are read where these are not codes of a few values."""
+    kind = data.draw(st.sampled_from([k for k in LABELS if module._may_be_counted(k)]))
+    item = st.none() | st.sampled_from(LABELS[kind])
+    y = pa.array(data.draw(st.lists(item, min_size=1, max_size=6)) * data.draw(st.integers(1, 40)), kind)
+    options = {
+        "use_dictionary": data.draw(st.booleans()),
+        "compression": data.draw(st.sampled_from(["none", "snappy", "zstd"])),
+        "row_group_size": data.draw(st.integers(1, 90)),
+        "data_page_size": data.draw(st.sampled_from([1, 1 << 20])),
+        "write_batch_size": data.draw(st.sampled_from([1, 7, 1024])),
+        "dictionary_pagesize_limit": data.draw(st.sampled_from([1, 1 << 20])),
+    }
+    task = data.draw(st.sampled_from([None, "classification"]))
+    used = []
+
+    def told(raw, name):
+        used.append(counted(raw, name))
+        return used[-1]
+
+    with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        pq.write_table(pa.table({"y": y}), f"{directory}/a.parquet", **options)
+        patch.setattr(module, "counted", told)
+        found = []
+        for least in (1, 1 << 40):
+            patch.setattr(sources, "DIRECT_ROWS", least)
+            try:
+                found.append(scan_labels(ParquetSource(directory), "y", task=task))
+            except (SingleClass, AllNullTarget) as error:
+                found.append(str(error))
+    assert len(used) == -(-len(y) // options["row_group_size"])
+    assert all(used) or not options["use_dictionary"] or options["dictionary_pagesize_limit"] == 1
+    one, other = found
+    assert one == other if isinstance(one, str) else same(one, other)
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy"])
+def test_codes_that_are_damaged_are_counted_as_arrow_reads_them(tmp_path, monkeypatch, codec):
+    """Or are left to it: in each byte of the column chunk a bit is flipped."""
+    monkeypatch.setattr(sources, "DIRECT_ROWS", 1)
+    path = tmp_path / "a.parquet"
+    labels = np.random.default_rng(0).integers(0, 3, 500).astype(np.int8)
+    pq.write_table(pa.table({"y": pa.array(labels)}), path, compression=codec)
+    chunk, whole = pq.read_metadata(path).row_group(0).column(0), path.read_bytes()
+    source, counts = ParquetSource(path), []
+    begin = chunk.dictionary_page_offset
+    for place in range(begin, begin + chunk.total_compressed_size):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        raw = source.raw(0, ["y"])
+        found = None if raw is None else counted(raw, "y")
+        if found is not None:
+            with suppress(OSError):  # it looks closer at what a header says beside
+                assert found.rows == Counter(pq.read_table(path)["y"].to_pylist())
+                counts.append(found.rows)
+    assert len(counts) > 50 and len({tuple(sorted(one.items())) for one in counts}) > 3
 
 
 def test_classes_that_are_still_to_come_can_be_named():

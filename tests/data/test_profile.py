@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamgd.data import source as sources
 from streamgd.data.columns import find_columns
 from streamgd.data.encode import Encoder
 from streamgd.data.profile import (
@@ -56,6 +58,40 @@ def assert_close(scales, expected, **tolerances):
     np.testing.assert_allclose(scales.mean, mean, rtol=1e-15, atol=1e-6 * scale.min(initial=math.inf))
     np.testing.assert_allclose(scales.missing, missing, atol=1e-6)
     assert ((scales.missing >= 0) & (scales.missing <= 1)).all()
+
+
+@pytest.mark.parametrize("weight", [None, "w"])
+def test_numbers_that_float32_holds_are_measured_without_arrow(tmp_path, monkeypatch, weight):
+    """The same to the last bit as with it; columns whose numbers begin late, or never, among them."""
+    rng = np.random.default_rng(0)
+    rows = 40_000
+    late = np.where(np.arange(rows) < 20_000, np.nan, 1e6 + rng.normal(size=rows)).astype(np.float32)
+    table = pa.table(
+        {
+            "far": (3e7 + 100 * rng.normal(size=rows)).astype(np.float32),
+            "late": pa.array(late, from_pandas=True),
+            "none": pa.nulls(rows, pa.float32()),
+            "small": rng.integers(-128, 128, rows).astype(np.int8),
+            "w": rng.integers(0, 3, rows).astype(np.float32),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=20_000)
+    opened = []
+    arrow = ParquetSource.open
+    monkeypatch.setattr(ParquetSource, "open", lambda *args: opened.append(args) or arrow(*args))
+    found = measure(ParquetSource(tmp_path), weight=weight)
+    assert not opened
+    monkeypatch.setattr(sources, "DIRECT_ROWS", 1 << 40)
+    again = measure(ParquetSource(tmp_path), weight=weight)
+    assert opened
+    for one, other in zip(astuple(found), astuple(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+    names = [name for name in table.column_names if name != weight]
+    X = np.stack([table[name].to_numpy().astype(float) for name in names], axis=1)
+    mean, scale, missing = in_numpy(X, table["w"].to_numpy().astype(float) if weight else None)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(found.scale, scale, rtol=1e-6)
+    np.testing.assert_allclose(found.missing, missing, atol=1e-9)
 
 
 @settings(deadline=None, max_examples=60)
