@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from ..kernels import thrift
 from ..kernels.decode import BEGIN, END, LEVELS, PAGE_FIELDS
 from ..kernels.snappy import SPARE
-from ..kernels.unpack import SNAPPY, UNPACKED, list_pages, unpack_pages
-from ..kernels.unpack import open_chunks as kernel_open
+from ..kernels.unpack import SNAPPY, UNPACKED, list_pages, read_chunks, unpack_pages
 from .buffers import NARROW
 from .columns import is_string
 
@@ -41,8 +40,9 @@ _PHYSICAL = {
 }
 #: Larger column chunks are not read at once, only so much where headers of pages are.
 _KEPT_BYTES, _HEADER_BYTES = 4 << 20, 4 << 10
-#: Column chunks of which more is unpacked are opened one by one; row groups of less are unpacked as a whole.
-_TOGETHER_BYTES, _LITTLE_BYTES = 64 << 20, 16 << 20
+#: Column chunks of which more is unpacked, or with more pages, are opened one by one; row groups of less are unpacked
+#: as a whole.
+_TOGETHER_BYTES, _TOGETHER_PAGES, _LITTLE_BYTES = 64 << 20, 64, 16 << 20
 _NONE = np.empty(0, np.uint8)
 
 
@@ -367,11 +367,11 @@ def _open_together(raw: RawRowGroup, chunks: list[Chunk]) -> int:
     table = np.array([chunk.told for chunk in chunks], np.int64)
     nullable = np.array([chunk.nullable for chunk in chunks], np.bool_)
     memory = pa.allocate_buffer(room)
-    headers, out = _memory.headers(0), np.frombuffer(memory, np.uint8)
+    headers, out = _memory.headers(0)[:_TOGETHER_PAGES], np.frombuffer(memory, np.uint8)
     pages = np.empty((len(chunks) * len(headers), PAGE_FIELDS), np.int64)
     ends, told = np.empty((len(pages) + len(chunks), 2), np.int64), np.zeros((len(chunks), 3), np.int64)
     largest = _memory.buffer(int(table[:, thrift.COMPRESSED].max()))
-    n = int(kernel_open(raw.file.fileno(), table, nullable, raw.rows, largest, headers, out, pages, ends, told))
+    n = int(read_chunks(raw.file.fileno(), table, nullable, raw.rows, largest, headers, out, pages, ends, told))
     first = 0
     for k, (size, plain, dictionary) in enumerate(told[:n].tolist()):
         last = first + size

@@ -216,11 +216,12 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
     zeros = 0 if wanted * encoder.layout.n_index <= MOST_COUNTED else ZEROS
     errors: list[DataError] = []
     dense, hashed = _parts(encoder)
+    moments_of = _moments_of_exact if _is_exact(source, dense) else _moments
 
     def measure(piece: tuple[int, int, int]) -> tuple[int, list[_Batch], _Counts | None]:
         row_group, start, stop = piece
         try:
-            told = _moments(source, dense, piece) if dense.columns else []
+            told = moments_of(source, dense, piece) if dense.columns else []
             return stop - start, told, _counts(source, hashed, piece, zeros) if hashed is not None else None
         except DataError as error:
             source.left_out.note(error, source.manifest, row_group, whole=True)
@@ -274,12 +275,15 @@ def _parts(encoder: Encoder) -> tuple[Encoder, Encoder | None]:
     return dense, replace(encoder, spec=FeatureSpec.raw(hashed), weight=None, class_weight=None) if hashed else None
 
 
+def _is_exact(source: Source, encoder: Encoder) -> bool:
+    """Whether float32 holds the numbers of all features as they are."""
+    types = {field.name: field.type for field in source.schema}
+    return all(column.kind == "number" and types[column.name] in _EXACT for column in encoder.spec.columns)
+
+
 def _moments(source: Source, encoder: Encoder, piece: tuple[int, int, int]) -> list[_Batch]:
     """What each record batch of a piece tells of dense features."""
     row_group, start, stop = piece
-    types = {field.name: field.type for field in source.schema}
-    if all(column.kind == "number" and types[column.name] in _EXACT for column in encoder.spec.columns):
-        return _moments_of_exact(source, encoder, piece)
     batch_rows = _batch_rows(encoder, piece)
     rows = encoder.new_rows(batch_rows)
     reader = source.open(row_group, encoder.columns, batch_rows)
@@ -294,7 +298,7 @@ def _moments(source: Source, encoder: Encoder, piece: tuple[int, int, int]) -> l
 
 
 def _moments_of_exact(source: Source, encoder: Encoder, piece: tuple[int, int, int]) -> list[_Batch]:
-    """The same of numbers that encoded rows hold as they are: these come without Arrow, and are centred then."""
+    """The same of numbers that float32 holds: they come without Arrow, and are centred then."""
     row_group, start, stop = piece
     rows = encoder.new_rows(min(encoder.batch_rows, stop - start))
     reader = BlockReader(source, encoder, row_group, encoder.recipe)

@@ -16,12 +16,12 @@ from numba import types
 from numba.extending import intrinsic
 
 from .intrinsics import eight_bytes_at, four_bytes_at, jit, number_at, put_uint32, splat, uint8_at
+from .tiles import LANES
 
-LANES = 16
 #: Widest codes of which four bytes hold each wherever it begins, and bytes that are read for sixteen.
 WIDEST, _READ = 25, 64
-_I1, _I8, _I32, _I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_CODES, _BITS, _BYTES = ir.VectorType(_I32, LANES), ir.VectorType(_I1, LANES), ir.VectorType(_I8, _READ)
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+_CODES, _BYTES = ir.VectorType(_I32, LANES), ir.VectorType(ir.IntType(8), _READ)
 
 
 def _of_width(builder: Any, packed: Any, width: int) -> Any:

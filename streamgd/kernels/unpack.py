@@ -145,7 +145,7 @@ def unpack_pages(raw, begin, headers, first, last, codec, out, pages):
 
 
 @kernel
-def open_chunks(descriptor, chunks, nullable, rows, raw, headers, out, pages, ends, told):
+def read_chunks(descriptor, chunks, nullable, rows, raw, headers, out, pages, ends, told):
     """Read some column chunks of a file, and unpack all of their pages.
 
     Parameters

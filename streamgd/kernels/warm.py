@@ -23,7 +23,7 @@ from .slots import list_stretches
 from .tables import average_table
 from .thrift import CHUNK_FIELDS, HEADER_FIELDS, chunk_pages
 from .tiles import LANES
-from .unpack import SNAPPY, list_pages, open_chunks, unpack_pages
+from .unpack import SNAPPY, list_pages, read_chunks, unpack_pages
 
 
 def warm_up(at: Any, hashed: bool, outputs: int = 1, beside: bool = False) -> None:
@@ -51,7 +51,7 @@ def warm_up(at: Any, hashed: bool, outputs: int = 1, beside: bool = False) -> No
     list_pages(headers, True, True, 0, 0, told, np.zeros((1, 2), np.int64))
     unpack_pages(np.zeros(0, np.uint8), 0, headers, 0, 0, SNAPPY, 0, told)
     some, ends, chunks = np.zeros(0, np.uint8), np.zeros((0, 2), np.int64), np.zeros((0, CHUNK_FIELDS), np.int64)
-    open_chunks(0, chunks, np.zeros(0, np.bool_), 0, some, headers, some, told, ends, np.zeros((0, 3), np.int64))
+    read_chunks(0, chunks, np.zeros(0, np.bool_), 0, some, headers, some, told, ends, np.zeros((0, 3), np.int64))
     columns, pages, tile = np.zeros((0, COLUMN_FIELDS)), np.zeros((0, PAGE_FIELDS)), np.zeros((LANES + 1, LANES))
     decode_rows(
         columns.astype(np.int64),
