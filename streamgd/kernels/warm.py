@@ -12,6 +12,7 @@ import numba
 import numpy as np
 from llvmlite import binding
 
+from .counting import count_rows
 from .decode import COLUMN_FIELDS, PAGE_FIELDS, decode_rows, plain_hashes, plain_numbers
 from .drain import drain
 from .hashing import hash_strings, hash_words, write_indices, write_pairs, write_texts
@@ -63,6 +64,7 @@ def warm_up(at: Any, hashed: bool, outputs: int = 1, beside: bool = False) -> No
         tile.astype(np.uint32),
         np.zeros((0, LANES), np.uint32),
     )
+    count_rows(columns.astype(np.int64), pages.astype(np.int64), 0, none)
     plain_numbers(0, 0, 0, 0.0, np.float32(0), nothing)
     permutation(np.uint64(0), order)
     problem = Problem(None, 0, (0.0,) * 2, 0, (0.0,) * 3, 0, 0, (0.0,) * 4, 0.0, 0.0, 0.0, True, 1)
