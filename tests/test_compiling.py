@@ -27,10 +27,33 @@ assert not compiled_mark(True, 1, False).exists() and not compiled_mark(False, 2
 warm(False)
 assert not drain.stats.cache_misses and len(drain.stats.cache_hits) == 1
 """
+TRAINED = """
+import pkgutil, sys
+from importlib import import_module
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import streamgd, streamgd.kernels
+
+rng = np.random.default_rng(0)
+numbers = {name: rng.normal(size=30_000).astype(np.float32) for name in "ab"}
+table = pa.table({**numbers, "y": rng.integers(0, 2, 30_000).astype(np.int8)})
+pq.write_table(table, sys.argv[1], row_group_size=10_000)
+streamgd.SGDClassifier(epochs=1, polish=0).fit(sys.argv[1], "y")
+modules = [import_module(f"streamgd.kernels.{found.name}") for found in pkgutil.iter_modules(streamgd.kernels.__path__)]
+compiled = {
+    name
+    for module in modules
+    for name, kernel in vars(module).items()
+    if hasattr(kernel, "stats") and kernel.stats.cache_misses and kernel.stats.cache_path
+}
+assert compiled <= {"column_chunks"}, compiled  # of footers, which are read to know what a job needs
+"""
 
 
-def begun(code: str, cache: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "NUMBA_CACHE_DIR": str(cache)})
+def begun(code: str, cache: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env={**os.environ, "NUMBA_CACHE_DIR": str(cache)})
 
 
 def children(pid: int) -> list[int]:
@@ -49,6 +72,12 @@ def soon(condition: Any) -> bool:
 
 def test_a_child_compiles_once(tmp_path: Path) -> None:
     with begun(FIRST, tmp_path) as process:
+        assert process.wait(timeout=300) == 0
+
+
+def test_a_job_compiles_nothing_itself(tmp_path: Path) -> None:
+    """Kernels that only the reading of labels or pages calls among them."""
+    with begun(TRAINED, tmp_path / "cache", str(tmp_path / "a.parquet")) as process:
         assert process.wait(timeout=300) == 0
 
 
