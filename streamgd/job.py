@@ -31,6 +31,7 @@ from .losses import Loss
 from .memory import job_limit, process_bytes
 from .memoryplan import MemoryPlan, Table, plan_memory
 from .model import Model
+from .slotorder import SlotOrder
 
 #: Rows that are expected of data that come in lots, and the least bits of hashes for them.
 ENDLESS_ROWS, ENDLESS_HASH_BITS = 1_000_000, 18
@@ -68,6 +69,10 @@ class Job:
     def models(self) -> tuple[Job, ...]:
         """The job of each model that is trained on the same mini-batches: of this one, or of several side by side."""
         return self.beside or (self,)
+
+    def with_encoder(self, encoder: Encoder) -> Job:
+        """The same with another encoder, also of the models that are trained side by side."""
+        return replace(self, encoder=encoder, beside=tuple(replace(one, encoder=encoder) for one in self.beside))
 
     @property
     def settings(self) -> NDArray[np.float64] | None:
@@ -252,7 +257,9 @@ def prepare(
             )
         spec = replace(spec, hash_bits=memory.hash_bits)
         encoder = replace(encoder, spec=spec)
-        job = replace(job, encoder=encoder, beside=tuple(replace(one, encoder=encoder) for one in job.beside))
+    if len(scales.common) and encoder.is_orderable:
+        encoder = encoder.with_order(SlotOrder.of(scales.common, spec.n_slots))
+    job = job.with_encoder(encoder)
     return job, _feed(job, source, memory, validation)
 
 
@@ -391,14 +398,16 @@ def finish(job: Job, params: NDArray[np.float64], table: NDArray[np.float32] | N
     params : ndarray of float64, shape (outputs, n_features + 1)
         Weights of scaled dense features, and the intercept.
     table : ndarray of float32, shape (2**hash_bits, outputs), or None
-        Weights of hashed features.
+        Weights of hashed features, as the encoder orders them.
     """
     labels, spec = job.labels, job.encoder.spec
     coef = params[:, :-1] * job.inverse_scale * labels.scale
     hashed_index, hashed = None, None
     if table is not None:
-        hashed_index = np.flatnonzero(table.any(axis=1)).astype(np.uint32)
-        hashed = (table[hashed_index] * labels.scale).astype(np.float32)
+        places = np.flatnonzero(table.any(axis=1)).astype(np.uint32)
+        slots = job.encoder.dictionaries.slots(places)
+        ascending = np.argsort(slots)
+        hashed_index, hashed = slots[ascending], (table[places[ascending]] * labels.scale).astype(np.float32)
     return Model(
         task=labels.task,
         loss=job.loss.name,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from .. import __version__
 from ..memory import available_memory, format_bytes
 from .cache import FORMAT, BlockCache, Shape, kept_cache, temporary_cache
@@ -71,7 +73,9 @@ def _key(source: Source, encoder: Encoder) -> dict[str, Any]:
     for column in columns:
         del column["varied"]  # how it is read changes nothing
     spec, target = encoder.spec, encoder.target
-    numbers = (spec.offset, spec.fill, spec.factor, encoder.class_weight)
+    order = encoder.dictionaries.order
+    numbers: list[NDArray[Any] | None] = [spec.offset, spec.fill, spec.factor, encoder.class_weight]
+    numbers += [] if order is None else [order.moved, order.place]
     text = [
         encoder.weight,
         float(encoder.weight_scale).hex(),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from time import thread_time
@@ -27,7 +27,7 @@ from ..kernels import decode as kernels
 from ..kernels.tiles import LANES
 from .buffers import CODES, floats
 from .chunks import BOOLEAN, FLOAT, STRING, Chunk, NotDirect, RawRowGroup, open_chunks, values_begin
-from .strings import calendar_hashes, column_seeds, hash_values, write_pairs
+from .strings import DictionaryHashes, calendar_hashes, column_seeds, hash_values, write_pairs
 from .target import Target, leave_out, sample_weights
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ _tile = _Tile()
 class _Cell:
     """What takes a cell of each row: made of the values of a column by ``make``, and what stands for null.
 
-    Numbers have an ``offset`` and what they are filled with, strings a ``seed`` of their hashes. Rows without a target
-    are ``left_out``; a weight is ``needed``, and Arrow says where it is null.
+    Numbers have an ``offset`` and what they are filled with, strings a ``seed`` of their hashes, and all hashes are
+    ``placed`` then. Rows without a target are ``left_out``; a weight is ``needed``, and Arrow says where it is null.
     """
 
     name: str
@@ -66,6 +66,7 @@ class _Cell:
     offset: float | None = None
     fill: float = 0.0
     seed: int | None = None
+    placed: Callable[[Cells], Cells] | None = None
     left_out: bool = False
     needed: bool = False
 
@@ -94,11 +95,14 @@ def _dense(column: Column, cell: int, encoder: Encoder) -> _Cell:
     return _Cell(column.name, cell, partial(_number, offset=offset, fill=fill), _bits(fill), offset, fill)
 
 
-def _hashed(column: Column, cell: int) -> _Cell:
+def _hashed(column: Column, cell: int, known: DictionaryHashes) -> _Cell:
     seed, missing = column_seeds(column.label)
-    if column.kind == "category":
-        return _Cell(column.name, cell, partial(hash_values, seed=seed, missing=missing), missing, seed=seed)
-    return _Cell(column.name, cell, partial(calendar_hashes, column), missing)
+    placed = _Cell(
+        column.name, cell, partial(calendar_hashes, column), known.missing(column.label), placed=known.placed
+    )
+    if column.kind != "category":
+        return placed
+    return replace(placed, make=partial(hash_values, seed=seed, missing=missing), seed=seed)
 
 
 def _target(target: Target, cell: int) -> _Cell:
@@ -121,7 +125,7 @@ def recipe(encoder: Encoder) -> Recipe | None:
     if any(column.kind in ("vector", "product") for column in spec.group("dense")):
         return None
     cells = [_dense(column, cell, encoder) for cell, column in enumerate(spec.group("dense"))]
-    cells += [_hashed(column, layout.width + i) for i, column in enumerate(encoder.plain)]
+    cells += [_hashed(column, layout.width + i, encoder.dictionaries) for i, column in enumerate(encoder.plain)]
     if encoder.target is not None:
         cells.append(_target(encoder.target, layout.y_cell))
     if encoder.weight is not None:
@@ -151,8 +155,9 @@ def _cells(chunk: Chunk, cell: _Cell, values: int, stop: int, at: int, end: int)
         n = len(out)
     if n < 0:
         raise NotDirect("values")
+    out = out[:n] if cell.placed is None else cell.placed(out[:n])
     chunk.keep(out, stop)
-    return out[:n]
+    return out
 
 
 def _address(cells: Cells) -> tuple[int, int]:

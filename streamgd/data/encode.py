@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import ListLengthMismatch, NonFiniteFeature
 from ..features import TEXT_CELLS, Column, FeatureSpec, Layout
 from ..kernels import layout as kernels
+from ..slotorder import SlotOrder
 from . import strings
 from .buffers import CODES, Buffers, buffers, floats, native, native_batch, native_type
 from .direct import Recipe, recipe
@@ -116,6 +117,16 @@ class Encoder:
         """What decoding a row costs, in numbers: a list is as many as it is long, a string ten (38 ns against 3)."""
         strings = len(self.spec.group("index")) + len(self.spec.group("text"))
         return self.spec.n_inputs + self.layout.has_target + self.layout.has_weight + 9 * strings
+
+    @property
+    def is_orderable(self) -> bool:
+        """Whether rows may hold the places of slots instead of hashes: of none are others made, and none are many."""
+        return not self.layout.n_text and not self.pairs[0]
+
+    def with_order(self, order: SlotOrder) -> Encoder:
+        """The same, but rows hold the places of slots in an order."""
+        assert self.is_orderable
+        return replace(self, dictionaries=strings.DictionaryHashes(order))
 
     def new_rows(self, n: int) -> NDArray[np.float32]:
         """Memory for n encoded rows; rows begin where cache lines do, so that a random row touches no line more."""

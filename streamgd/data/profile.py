@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..features import MOST_HASH_BITS, FeatureSpec
 from ..kernels.moments import add_moments
+from ..slotorder import MOST_COMMON
 from .blocks import BlockReader
 from .buffers import NARROW
 from .encode import Encoder
@@ -39,6 +40,8 @@ SAMPLE_ROW_GROUPS = (8, 32)
 #: Of hashes that are more than so many in the sample, and of the n-grams of texts, those are counted that begin with
 #: so many zero bits: one in 16.
 MOST_COUNTED, ZEROS = 1 << 20, 4
+#: The most common ones are looked for in about so many rows, all over the sample.
+ROWS_COUNTED = 4 * PIECE_ROWS
 #: What varies by less counts as constant: float32 could not hold the coefficient of a feature that is divided by it.
 LEAST_SCALE = 1e-36
 #: E x^4 / (E x^2)^2 of normal values, the longest tails whose steps are not shortened.
@@ -78,6 +81,8 @@ class Scales:
         Labels of categories most of whose values are different in a piece of the sample.
     sampled : int
         Rows of the sample.
+    common : ndarray of uint32
+        The most common hashes of categories, the most common first.
     """
 
     mean: NDArray[np.float64]
@@ -89,6 +94,7 @@ class Scales:
     most_words: float
     varied: tuple[str, ...]
     sampled: int
+    common: NDArray[np.uint32]
 
     def with_indicators(self, places: NDArray[np.int64]) -> Scales:
         """Scales with those of 0/1 features that say where the features at ``places`` are missing."""
@@ -171,8 +177,12 @@ class _Tally(NamedTuple):
 
 
 class _Counts(NamedTuple):
-    """Of a piece: hashes of categories and of n-grams; how many n-grams and rows there are, and which are varied."""
+    """Of a piece: hashes of categories and of n-grams; how many n-grams and rows there are, and which are varied.
 
+    ``all`` are the hashes of categories with all beginnings, if they were counted.
+    """
+
+    all: _Tally
     categories: _Tally
     grams: _Tally
     words: int
@@ -183,6 +193,15 @@ class _Counts(NamedTuple):
     def mean(self) -> float:
         """N-grams a row."""
         return self.words / max(1, self.rows)
+
+
+def _most_common(counts: Sequence[_Counts]) -> NDArray[np.uint32]:
+    """The hashes that occur most often, and more than once; the most common first."""
+    if not counts:
+        return _NONE
+    tally = _Tally.sum([one.all for one in counts])
+    order = np.argsort(-tally.times, kind="stable")[:MOST_COMMON]
+    return tally.hashes[order[tally.times[order] > 1]]
 
 
 def _expected(times: NDArray[np.int64], share: float) -> float:
@@ -214,6 +233,7 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
     pieces = sample_pieces(source.manifest.rows, seed, encoder.row_cost)
     wanted = sum(stop - start for _, start, stop in pieces)
     zeros = 0 if wanted * encoder.layout.n_index <= MOST_COUNTED else ZEROS
+    whole = set(pieces[:: max(1, wanted // ROWS_COUNTED)])
     errors: list[DataError] = []
     dense, hashed = _parts(encoder)
     moments_of = _moments_of_exact if _is_exact(source, dense) else _moments
@@ -222,7 +242,8 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
         row_group, start, stop = piece
         try:
             told = moments_of(source, dense, piece) if dense.columns else []
-            return stop - start, told, _counts(source, hashed, piece, zeros) if hashed is not None else None
+            found = _counts(source, hashed, piece, zeros, piece in whole) if hashed is not None else None
+            return stop - start, told, found
         except DataError as error:
             source.left_out.note(error, source.manifest, row_group, whole=True)
             errors.append(error)
@@ -261,6 +282,7 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
         most_words=max((one.mean for one in counts), default=0.0),
         varied=tuple(column.label for column, often in labels if often and column.kind == "category"),
         sampled=sampled,
+        common=_most_common(counts),
     )
 
 
@@ -321,8 +343,8 @@ def _summed(encoder: Encoder, rows: NDArray[np.float32], centre: NDArray[np.floa
     return _Batch(Moments.about(centre, sums[:5]), weight, centre, sums[5])
 
 
-def _counts(source: Source, encoder: Encoder, piece: tuple[int, int, int], zeros: int) -> _Counts:
-    """Counts of the hashes of a piece."""
+def _counts(source: Source, encoder: Encoder, piece: tuple[int, int, int], zeros: int, whole: bool) -> _Counts:
+    """Counts of the hashes of a piece: those of categories with all beginnings only if it is ``whole``."""
     row_group, start, stop = piece
     layout, rows = encoder.layout, encoder.new_rows(_batch_rows(encoder, piece))
     reader = BlockReader(source, encoder, row_group, encoder.recipe)
@@ -336,8 +358,9 @@ def _counts(source: Source, encoder: Encoder, piece: tuple[int, int, int], zeros
             hashes.append(found.ravel())
             varied = varied or (_distinct(found) > VARIED * len(block.encoded)).tolist()
     grams = np.concatenate([_NONE, *words])
-    categories = _Tally.of(np.concatenate([_NONE, *hashes]), zeros)
-    return _Counts(categories, _Tally.of(grams, ZEROS), len(grams), n, tuple(varied))
+    categories = np.concatenate([_NONE, *hashes])
+    every = _Tally.of(categories if whole else _NONE, 0)
+    return _Counts(every, _Tally.of(categories, zeros), _Tally.of(grams, ZEROS), len(grams), n, tuple(varied))
 
 
 def _distinct(hashes: NDArray[np.uint32]) -> NDArray[np.int64]:

@@ -94,6 +94,7 @@ class Seen:
             most_words=_number(given["most_words"]),
             varied=tuple(varied),
             sampled=_count(given["sampled"]),
+            common=_hashes(given["common"]),
         )
         return cls(labels, scales, tuple((_count(shard), _count(index)) for shard, index in value["left_out"]))
 
@@ -108,6 +109,13 @@ def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{value!r} is no number")
     return float(value)
+
+
+def _hashes(values: list[object]) -> NDArray[np.uint32]:
+    found = np.array([_count(value) for value in values], np.int64)
+    if len(found) and found.max() >> 32:
+        raise ValueError("a hash has more than 32 bits")
+    return found.astype(np.uint32)
 
 
 def _vector(values: list[object], length: int) -> NDArray[np.float64]:

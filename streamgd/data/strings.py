@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..features import Column
 from ..kernels import hashing as kernels
+from ..slotorder import SlotOrder
 
 Hashes = NDArray[np.uint32]
 _NO_TEXT = np.zeros(0, np.uint32)
@@ -78,8 +79,14 @@ class DictionaryHashes:
 
     Arrow hands out the dictionary of a row group anew with each record batch, as it was or with more values at its
     end, so only those are hashed. Comparing costs a hundredth of hashing.
+
+    Attributes
+    ----------
+    order : SlotOrder or None
+        If given, hashes become the places of their slots.
     """
 
+    order: SlotOrder | None = None
     _last: threading.local = field(default_factory=threading.local)
 
     def of(self, dictionary: pa.Array, label: str) -> Hashes:
@@ -91,15 +98,27 @@ class DictionaryHashes:
         if before is None or n > len(dictionary) or not dictionary.slice(0, n).equals(before):
             n = 0
         if n != len(dictionary) or n != len(hashes):
-            hashes = np.concatenate([hashes[:n], hash_values(dictionary.slice(n), seed, missing)])
+            hashes = np.concatenate([hashes[:n], self.placed(hash_values(dictionary.slice(n), seed, missing))])
         known[label] = dictionary, hashes
         return hashes
 
+    def placed(self, hashes: Hashes) -> Hashes:
+        """What rows hold for hashes."""
+        return hashes if self.order is None else self.order.places(hashes)
+
+    def slots(self, places: Hashes) -> Hashes:
+        """The slots that lie at some places of the table."""
+        return places if self.order is None else self.order.slots(places)
+
+    def missing(self, label: str) -> int:
+        """What rows hold where a value is missing."""
+        return int(self.placed(np.array([column_seeds(label)[1]], np.uint32))[0])
+
     def __getstate__(self) -> dict[str, Any]:
-        return {}
+        return {"order": self.order}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._last = threading.local()
+        self.order, self._last = state["order"], threading.local()
 
 
 class _Codes(NamedTuple):
@@ -157,16 +176,16 @@ def pair_hash(column: Column, hashes: Sequence[Hashes]) -> Hashes:
 def _codes(column: Column, values: pa.Array, known: DictionaryHashes) -> _Codes:
     seed, missing = column_seeds(column.label)
     if column.kind != "category" and not pa.types.is_null(values.type):
-        return _coded(parts_of_time(column, values), _calendar_table(column.label))
+        return _coded(parts_of_time(column, values), known.placed(_calendar_table(column.label)))
     if pa.types.is_integer(values.type) or pa.types.is_boolean(values.type):
         values = values.dictionary_encode()
     if pa.types.is_dictionary(values.type) and len(values):
         if len(values.dictionary) == 0:
             if values.indices.null_count < len(values):
                 raise ValueError(f"column {column.name!r} holds a value that its dictionary does not have")
-            return _hashed(np.full(len(values), missing, np.uint32))
+            return _hashed(np.full(len(values), known.missing(column.label), np.uint32))
         return _coded(values.indices, known.of(values.dictionary, column.label))
-    return _hashed(hash_values(values, seed, missing))
+    return _hashed(known.placed(hash_values(values, seed, missing)))
 
 
 def write_indices(
@@ -181,7 +200,7 @@ def write_indices(
     """
     found = [_codes(column, batch.column(column.name), known) for column in columns]
     addresses = np.array([codes[:5] for codes in found], np.int64).reshape(len(found), 5).T.copy()
-    missing = np.array([column_seeds(column.label)[1] for column in columns], np.uint32)
+    missing = np.array([known.missing(column.label) for column in columns], np.uint32)
     if (wrong := kernels.write_indices(*addresses, missing, len(out), cell, out)) >= 0:
         what = "a value that its dictionary does not have" if columns[wrong].kind == "category" else "no possible time"
         raise ValueError(f"column {columns[wrong].name!r} holds {what}")

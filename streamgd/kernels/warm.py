@@ -18,6 +18,7 @@ from .drain import drain
 from .hashing import hash_strings, hash_words, write_indices, write_pairs, write_texts
 from .layout import encode_columns, find_buffers
 from .moments import add_moments
+from .moves import find_places, list_moves
 from .problem import Problem
 from .shuffle import permutation
 from .slots import list_stretches
@@ -108,6 +109,7 @@ def warm_up(at: Any, hashed: bool, outputs: int = 1, beside: bool = False) -> No
         write_indices(none, none, none, none, none, nothing, 0, 0, cells)
         write_pairs(none, none, nothing, 0, 0, cells)
         write_texts(0, none, 0, 0, cells)
+        find_places(nothing, np.uint32(0), list_moves(nothing, nothing), nothing)
         average_table(problem, table, marks, counters, 1, 0, 1.0, np.zeros((1, 1), np.float32))
 
 

@@ -26,6 +26,7 @@ from streamgd.data.source import ParquetSource
 from streamgd.data.target import Target
 from streamgd.errors import DataError
 from streamgd.features import FeatureSpec, Selection
+from streamgd.slotorder import SlotOrder
 from tests import strategies as sgst
 
 CODECS = st.sampled_from(["none", "snappy", "gzip", "zstd", "brotli", "lz4"])
@@ -143,7 +144,9 @@ def read(
 @settings(deadline=None, max_examples=150)
 @given(cases(), st.data())
 def test_rows_are_those_of_arrow(case: tuple[pa.Table, Selection, dict[str, Any]], data: st.DataObject) -> None:
-    """However few rows are unpacked at a time, and whether chunks are read together, or whole, or by their headers."""
+    """However few rows are unpacked at a time, and whether chunks are read together, or whole, or by their headers; and
+    whether they hold hashes, or places of slots.
+    """
     table, selection, options = case
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(direct, "_STEP_ROWS", data.draw(st.sampled_from([1, 7, 30, 1 << 16])))
@@ -153,6 +156,8 @@ def test_rows_are_those_of_arrow(case: tuple[pa.Table, Selection, dict[str, Any]
         pq.write_table(table, Path(directory) / "a.parquet", **options)
         source = ParquetSource(directory, n_jobs=1)
         encoder = encoder_of(table, source, selection)
+        if data.draw(st.booleans()):
+            encoder = encoder.with_order(SlotOrder.of(np.arange(0, 2**32, 2**27, dtype=np.uint32), 2**16))
         source = source.with_dictionaries(encoder.spec.dictionaries)
         for row_group in range(source.manifest.n_row_groups):
             rows = int(source.manifest.rows[row_group])

@@ -26,6 +26,7 @@ from streamgd.data.profile import (
     sample_pieces,
 )
 from streamgd.data.source import ParquetSource
+from streamgd.data.strings import column_seeds, hash_values
 from streamgd.data.table import TableSource
 from streamgd.errors import (
     BadWeight,
@@ -381,8 +382,21 @@ def test_hashed_features_are_counted_alike_in_files_and_in_tables():
             for name in ("distinct", "words", "varied"):
                 one, other = (getattr(scales, name) for scales in found)
                 assert one == other, (name, selection)
+            np.testing.assert_array_equal(found[0].common, found[1].common)
             assert found[0].varied == ("many",)
             np.testing.assert_allclose(found[0].mean, found[1].mean, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [4000, WHOLE_SAMPLE_ROWS + 200_000])
+def test_the_most_common_hashes_come_first(rows):
+    """Values of which each is twice as common as the next, and some that come once."""
+    common = np.minimum(np.random.default_rng(0).geometric(0.5, rows), 9)
+    values = [f"v{i}" for i in common[: rows - 100]] + [f"once {i}" for i in range(100)]
+    scales = measure(TableSource(pa.table({"c": values}), 20_000))
+    seed, missing = column_seeds("c")
+    expected = hash_values(pa.array([f"v{i}" for i in (1, 2, 3, 4, 5)]), seed, missing)
+    np.testing.assert_array_equal(scales.common[:5], expected)
+    assert len(scales.common) == 9
 
 
 @pytest.mark.parametrize("cardinality", [100, 100_000, 10_000_000])

@@ -1,0 +1,92 @@
+"""The order of slots is a permutation, and changes nothing but where weights lie."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import streamgd as sg
+from streamgd.data.encode import Encoder
+from streamgd.slotorder import SlotOrder
+
+from .conftest import Write
+
+hashes = st.lists(st.integers(0, 2**32 - 1) | st.integers(0, 40), max_size=60).map(lambda x: np.array(x, np.uint32))
+
+
+@settings(deadline=None)
+@given(hashes, st.sampled_from([64, 1024, 1 << 20, 1 << 28]))
+def test_a_permutation_that_begins_with_what_is_common(common: np.ndarray, n_slots: int) -> None:
+    order = pickle.loads(pickle.dumps(SlotOrder.of(common, n_slots)))
+    slots = list(dict.fromkeys((common % n_slots).tolist()))
+    np.testing.assert_array_equal(order.slots(np.arange(len(slots), dtype=np.uint32)), slots)
+    some = np.arange(min(n_slots, 4096), dtype=np.uint32)
+    there = order.places(some)
+    assert len(set(there.tolist())) == len(some) and there.max() < n_slots
+    np.testing.assert_array_equal(order.slots(there), some)
+    still = np.setdiff1d(some, [*slots, *range(len(slots))]).astype(np.uint32)
+    np.testing.assert_array_equal(order.places(still), still)
+    # Whole hashes are told apart by the bits of a slot alone.
+    np.testing.assert_array_equal(order.places(some | np.uint32(n_slots)), there)
+
+
+def table_of(n: int) -> pa.Table:
+    rng = np.random.default_rng(0)
+    few, many = rng.geometric(0.2, n), (rng.pareto(1, n) * 30).astype(np.int64) % 5000
+    at = np.datetime64("2013-01-01T00:00") + rng.integers(0, 300 * 24, n) * np.timedelta64(1, "h")
+    x = rng.normal(size=n)
+    margin = np.sin(few) + np.sin(many) + 0.5 * x
+    y = rng.choice(["no", "yes", "maybe"], n) if n % 2 else (rng.random(n) < 1 / (1 + np.exp(-margin))).astype(np.int8)
+    return pa.table(
+        {
+            "few": pa.array([f"f{i}" for i in few], mask=rng.random(n) < 0.1),
+            "many": [f"m{i}" for i in many],
+            "n": (few % 7).astype(np.int16),
+            "at": at.astype("datetime64[s]"),
+            "x": x,
+            "y": y,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "options"),
+    [
+        (3000, {"epochs": 2, "eta0": 0.1}),
+        (3000, {"epochs": 2, "cache": "auto", "hash_bits": 7, "batch_size": 50}),
+        (3000, {"optimizer": "ftrl", "penalty": "l1", "alpha": 1e-3, "batch_size": 16}),
+        (3001, {"epochs": 2, "optimizer": "momentum", "window_rows": 700}),
+        (3000, {"optimizer": "lbfgs", "epochs": 5}),
+        (3000, {"partitions": 4, "polish": 3}),
+    ],
+)
+def test_a_model_is_the_same_to_the_bit(
+    write: Write, monkeypatch: pytest.MonkeyPatch, rows: int, options: dict[str, Any]
+) -> None:
+    path = write(table_of(rows), shards=2, row_group_rows=250)
+
+    def fitted() -> sg.SGDClassifier:
+        return sg.SGDClassifier(categorical="n", calendar="at", random_state=3, **options).fit(path, "y")
+
+    made = list[SlotOrder]()
+    ordered = Encoder.with_order
+    monkeypatch.setattr(Encoder, "with_order", lambda self, order: made.append(order) or ordered(self, order))
+    one = fitted()
+    assert len(made) == 1 and len(made[0].moved) > 50
+    monkeypatch.setattr(Encoder, "is_orderable", False)
+    other = fitted()
+    assert len(made) == 1
+    assert one.model_.hashed_index is not None and other.model_.hashed_index is not None
+    np.testing.assert_array_equal(one.model_.hashed_index, other.model_.hashed_index)
+    if options.get("optimizer") == "lbfgs" or "polish" in options:  # SciPy sums over the weights in their order
+        np.testing.assert_allclose(one.model_.hashed, other.model_.hashed, rtol=1e-3, atol=1e-5)
+    else:
+        np.testing.assert_array_equal(one.model_.hashed, other.model_.hashed)
+        np.testing.assert_array_equal(one.coef_, other.coef_)
+    assert one.score(path, "y") == pytest.approx(other.score(path, "y"), abs=1e-9)
