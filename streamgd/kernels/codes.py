@@ -53,52 +53,42 @@ def _unpacked(builder: Any, address: Any, width: Any) -> Any:
     return codes
 
 
-def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
-    kind = ir.FunctionType(result, [arg.type for arg in args])
-    return builder.call(builder.module.globals.get(name) or ir.Function(builder.module, kind, name), args)
-
-
 @intrinsic
-def look_up_sixteen(typing_context: Any, address: Any, width: Any, n: Any, table: Any, last: Any, out: Any) -> Any:
-    """Write the cells of the first n of sixteen codes; return whether all of these are in the table.
+def look_up_sixteen(typing_context: Any, address: Any, width: Any, table: Any, last: Any, out: Any) -> Any:
+    """Write the cells of sixteen codes; return whether all of these are in the table.
 
     All arguments are int64: the address where the codes begin, of which 64 bytes are read; bits of a code, 1 to
-    `WIDEST`; how many are wanted, at least 1; the address of the cells of the dictionary (32 bits each); the last of
-    them, which stands for codes above; and the address that takes the cells.
+    `WIDEST`; the address of the cells of the dictionary (32 bits each); the last of them, which stands for codes above;
+    and the address that takes the cells.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address, width, n, table, last, out = args
+        address, width, table, last, out = args
         numbers = ir.Constant(_CODES, list(range(LANES)))
-        nothing = ir.Constant(_CODES, [0] * LANES)
         most = builder.trunc(last, _I32)
-        wanted = builder.icmp_unsigned("<", numbers, splat(builder, builder.trunc(n, _I32), LANES))
         codes = _unpacked(builder, address, width)
         above = builder.icmp_unsigned(">", codes, splat(builder, most, LANES))
-        bad = builder.bitcast(builder.and_(above, wanted), ir.IntType(LANES))
+        bad = builder.bitcast(above, ir.IntType(LANES))
         codes = builder.select(above, splat(builder, most, LANES), codes)
         first = builder.extract_element(codes, _I32(0))
         apart = builder.icmp_unsigned("!=", codes, builder.add(splat(builder, first, LANES), numbers))
-        counting = builder.icmp_unsigned(
-            "==", builder.bitcast(builder.and_(apart, wanted), ir.IntType(LANES)), ir.IntType(LANES)(0)
-        )
+        counting = builder.icmp_unsigned("==", builder.bitcast(apart, ir.IntType(LANES)), ir.IntType(LANES)(0))
         place = builder.inttoptr(out, _CODES.as_pointer())
         with builder.if_else(counting) as (then, otherwise):
             with then:
                 begin = builder.add(table, builder.mul(builder.zext(first, _I64), _I64(4)))
-                pointer = builder.inttoptr(begin, _CODES.as_pointer())
-                cells = _call(builder, "llvm.masked.load.v16i32.p0", _CODES, pointer, _I32(1), wanted, nothing)
-                _call(builder, "llvm.masked.store.v16i32.p0", ir.VoidType(), cells, place, _I32(4), wanted)
+                cells = builder.load(builder.inttoptr(begin, _CODES.as_pointer()), align=1)
+                builder.store(cells, place, align=4)
             with otherwise:
                 cells = ir.Constant(_CODES, ir.Undefined)
                 for lane in range(LANES):
                     code = builder.zext(builder.extract_element(codes, _I32(lane)), _I64)
                     cell = number_at(builder, _I32, table, code, align=1)
                     cells = builder.insert_element(cells, cell, _I32(lane))
-                _call(builder, "llvm.masked.store.v16i32.p0", ir.VoidType(), cells, place, _I32(4), wanted)
+                builder.store(cells, place, align=4)
         return builder.icmp_unsigned("==", bad, ir.IntType(LANES)(0))
 
-    return types.boolean(*[types.int64] * 6), codegen
+    return types.boolean(*[types.int64] * 5), codegen
 
 
 @jit
@@ -152,8 +142,7 @@ def look_up(run, bit, width, n, end, table, last, out):
             done += 1  # up to a whole byte
         inside = _one_by_one(run, bit, width, done, end, table, last, out)
         at = run + ((bit + done * width) >> 3)
-        while done < n and end - at >= _READ:
-            inside &= look_up_sixteen(at, width, n - done, table, last, out + 4 * done)
+        while n - done >= LANES and end - at >= _READ:
+            inside &= look_up_sixteen(at, width, table, last, out + 4 * done)
             done, at = done + LANES, at + 2 * width
-        done = min(done, n)
     return inside & _one_by_one(run, bit + done * width, width, n - done, end, table, last, out + 4 * done)

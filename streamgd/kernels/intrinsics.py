@@ -219,6 +219,16 @@ def ones(typing_context: Any, word: Any) -> Any:
 
 
 @intrinsic
+def lowest_one(typing_context: Any, word: Any) -> Any:
+    """Return the number of the lowest bit of a uint64 that is 1; one must be."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.IntType(1)(1))
+
+    return types.int64(types.uint64), codegen
+
+
+@intrinsic
 def float64_from(typing_context: Any, bits: Any) -> Any:
     """Return the float64 with the given bits (uint64)."""
 

@@ -33,28 +33,15 @@ def keep_eight(typing_context: Any, address: Any, bits: Any) -> Any:
 
 
 @intrinsic
-def expand_cells(typing_context: Any, cells: Any, mask: Any, missing: Any, out: Any) -> Any:
-    """Write 16 uint32 to an address: where a bit of the mask is 1 the next of some cells, elsewhere ``missing``.
-
-    ``cells`` and ``out`` are int64, ``mask`` (the lowest bit first) is uint16, ``missing`` is uint32.
-    """
+def copy_cells(typing_context: Any, source: Any, out: Any) -> Any:
+    """Copy 16 cells of 32 bits from an address to another (int64)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        cells, mask, missing, out = args
-        kind, bits = ir.VectorType(_I32, LANES), ir.VectorType(ir.IntType(1), LANES)
-        pointer_type = ir.IntType(8).as_pointer()
-        name = f"llvm.masked.expandload.v{LANES}i32"
-        function = builder.module.globals.get(name) or ir.Function(
-            builder.module, ir.FunctionType(kind, [pointer_type, bits, kind]), name
-        )
-        one = builder.insert_element(ir.Constant(kind, ir.Undefined), missing, _I32(0))
-        lanes = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
-        filled = builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), lanes)
-        found = builder.call(function, [builder.inttoptr(cells, pointer_type), builder.bitcast(mask, bits), filled])
-        builder.store(found, builder.inttoptr(out, kind.as_pointer()), align=4)
+        source, out = (builder.inttoptr(address, ir.VectorType(_I32, LANES).as_pointer()) for address in args)
+        builder.store(builder.load(source, align=4), out, align=4)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.uint16, types.uint32, types.int64), codegen
+    return types.void(types.int64, types.int64), codegen
 
 
 def _transpose(builder: Any, vectors: list[Any]) -> list[Any]:

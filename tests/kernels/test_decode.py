@@ -51,14 +51,15 @@ class Column:
         self.pages.append((at, at + len(data), values, coded, nulls != 0, nulls, 0, 0))
 
 
-def decode(columns: list[Column], cuts: list[int], stride: int) -> np.ndarray | None:
+def decode(columns: list[Column], cuts: list[int], stride: int, together: int = 32) -> np.ndarray | None:
+    """Rows of as many as the cuts hold, of which so many are decoded at a time; None if the kernel refuses them."""
     pages: list[tuple[int, ...]] = []
     for column in columns:
         column.row[kernels.NEXT_PAGE] = len(pages)
         pages += column.pages
         column.row[kernels.LAST_PAGE] = len(pages)
     state, n = np.array([column.row for column in columns]), len(columns)
-    out, tile = np.full((sum(cuts), stride), 7, np.uint32), np.zeros((LANES + 1, 32), np.uint32)
+    out, tile = np.full((sum(cuts), stride), 7, np.uint32), np.zeros((LANES + 1, together), np.uint32)
     place, table = 0, np.array(pages, np.int64)
     for cut in cuts:
         rows = out[place : place + cut]
@@ -100,6 +101,49 @@ def test_cells_are_those_of_the_codes(data: st.DataObject) -> None:
     for lane in range(LANES):
         assert out[:, lane].tolist() == expected.get(lane, [0] * n)
     assert (out[:, LANES:] == 7).all()
+
+
+def random_runs(rng: np.random.Generator, width: int, values: np.ndarray) -> bytes:
+    """The same of many values, as writers make them: eight and more alike are a run."""
+    found, place = b"", 0
+    while place < len(values):
+        alike = np.flatnonzero(values[place:] != values[place])
+        n = int(alike[0]) if len(alike) else len(values) - place
+        if n >= 8 and rng.random() < 0.9:
+            found += varint(n << 1) + int(values[place]).to_bytes((width + 7) // 8, "little")
+        else:
+            groups = int(rng.integers(1, 64))
+            n = 8 * groups
+            piece = np.zeros(n, np.int64)
+            piece[: len(values[place : place + n])] = values[place : place + n]
+            bits = (piece[:, np.newaxis] >> np.arange(width)) & 1
+            found += varint(groups << 1 | 1) + np.packbits(bits.astype(np.uint8).ravel(), bitorder="little").tobytes()
+        place += n
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32), st.sampled_from([0.0, 0.01, 0.1, 0.5, 0.9, 0.99]), st.sampled_from([1, 8, 40]))
+def test_nulls_of_thousands_of_rows_alone_and_in_runs(seed: int, share: float, together: int) -> None:
+    """Cells are copied by sixteens between nulls, but none beyond the rows that are asked for."""
+    rng = np.random.default_rng(seed)
+    n, width = 16 * int(rng.integers(1, 190)), int(rng.integers(1, 18))
+    table = rng.integers(0, 1 << 32, 1 << width, dtype=np.uint32)
+    columns, expected = [], {}
+    for lane in (9, 8):  # what is written beyond the end of the second is where the first begins
+        column, cells = Column(lane, table), np.full(n, MISSING, np.int64)
+        present = np.repeat(rng.random(-(-n // together)) >= share, together)[:n]
+        codes = rng.integers(0, 1 << width, int(present.sum()))
+        cells[present] = table[codes]
+        levels = random_runs(rng, 1, present.astype(np.int64))
+        column.add(levels + bytes([width]) + random_runs(rng, width, codes), n, len(levels))
+        columns.append(column)
+        expected[lane] = cells
+    cuts = [n] if rng.random() < 0.5 else [cut := int(rng.integers(1, n)), n - cut]
+    out = decode(columns, cuts, 16, n)
+    assert out is not None
+    for lane, cells in expected.items():
+        np.testing.assert_array_equal(out[:, lane], cells)
 
 
 @settings(deadline=None, max_examples=300)
