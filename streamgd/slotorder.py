@@ -52,24 +52,21 @@ class SlotOrder:
         return {name: vars(self)[name] for name in ("n_slots", "moved", "place")}
 
     @cached_property
-    def _there(self) -> NDArray[np.uint64]:
-        words: NDArray[np.uint64] = list_moves(self.moved, self.place)
-        return words
+    def _there(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        words, field = list_moves(self.moved, self.place)
+        return words, field
 
     @cached_property
-    def _back(self) -> NDArray[np.uint64]:
-        words: NDArray[np.uint64] = list_moves(self.place, self.moved)
-        return words
+    def _back(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        words, field = list_moves(self.place, self.moved)
+        return words, field
 
-    def places(self, hashes: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """Where the slots of hashes lie; uint32[n]."""
-        return self._found(hashes, self._there)
+    def place_all(self, hashes: NDArray[np.uint32]) -> None:
+        """Put in the place of hashes where their slots lie."""
+        find_places(hashes, np.uint32(self.n_slots - 1), *self._there)
 
     def slots(self, places: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """The slots that lie at some places; uint32[n]."""
-        return self._found(places, self._back)
-
-    def _found(self, numbers: NDArray[np.uint32], words: NDArray[np.uint64]) -> NDArray[np.uint32]:
-        out = np.empty(len(numbers), np.uint32)
-        find_places(numbers, np.uint32(self.n_slots - 1), words, out)
-        return out
+        found = places.copy()
+        find_places(found, np.uint32(self.n_slots - 1), *self._back)
+        return found

@@ -155,9 +155,8 @@ def _cells(chunk: Chunk, cell: _Cell, values: int, stop: int, at: int, end: int)
         n = len(out)
     if n < 0:
         raise NotDirect("values")
-    out = out[:n] if cell.placed is None else cell.placed(out[:n])
     chunk.keep(out, stop)
-    return out
+    return out[:n] if cell.placed is None else cell.placed(out[:n])
 
 
 def _address(cells: Cells) -> tuple[int, int]:

@@ -103,8 +103,10 @@ class DictionaryHashes:
         return hashes
 
     def placed(self, hashes: Hashes) -> Hashes:
-        """What rows hold for hashes."""
-        return hashes if self.order is None else self.order.places(hashes)
+        """What rows hold for hashes; these are overwritten."""
+        if self.order is not None:
+            self.order.place_all(hashes)
+        return hashes
 
     def slots(self, places: Hashes) -> Hashes:
         """The slots that lie at some places of the table."""
@@ -176,7 +178,7 @@ def pair_hash(column: Column, hashes: Sequence[Hashes]) -> Hashes:
 def _codes(column: Column, values: pa.Array, known: DictionaryHashes) -> _Codes:
     seed, missing = column_seeds(column.label)
     if column.kind != "category" and not pa.types.is_null(values.type):
-        return _coded(parts_of_time(column, values), known.placed(_calendar_table(column.label)))
+        return _coded(parts_of_time(column, values), known.placed(_calendar_table(column.label).copy()))
     if pa.types.is_integer(values.type) or pa.types.is_boolean(values.type):
         values = values.dictionary_encode()
     if pa.types.is_dictionary(values.type) and len(values):
