@@ -41,7 +41,7 @@ SAMPLE_ROW_GROUPS = (8, 32)
 #: so many zero bits: one in 16.
 MOST_COUNTED, ZEROS = 1 << 20, 4
 #: The most common ones are looked for in about so many rows, all over the sample.
-ROWS_COUNTED = 4 * PIECE_ROWS
+ROWS_COUNTED = 2 * PIECE_ROWS
 #: What varies by less counts as constant: float32 could not hold the coefficient of a feature that is divided by it.
 LEAST_SCALE = 1e-36
 #: E x^4 / (E x^2)^2 of normal values, the longest tails whose steps are not shortened.
