@@ -18,7 +18,7 @@ from .data.stream import Window
 from .data.threads import Task
 from .errors import DataError
 from .job import Job
-from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, PLACE_BITS, list_stretches
+from .kernels.slots import LEAST_WORDS, LISTED_HASHES, LISTED_STRETCHES, PLACE_BITS, list_stretches
 
 
 class Listed(NamedTuple):
@@ -87,6 +87,7 @@ class Lister:
 
     def __init__(self, slots: int, pool: Executor | None = None) -> None:
         self.slots, self.pool = slots, pool
+        self._words, self._number = np.zeros(0, np.uint64), np.zeros(1, np.int64)
         self._rooms = [Room() for _ in range(2 if pool is not None else 1)] if slots else []
         self._next: tuple[Wanted, Task[Listed]] | None = None
 
@@ -143,11 +144,16 @@ class Lister:
                 slot_cells,
                 job.problem.batch_size,
                 carried,
+                self._words,
+                self._number,
                 room.unique,
                 room.places,
                 room.counts,
             )
             if stretches or start == stop:
                 break
-            room.grow(hashes)
+            if hashes > len(room.places):
+                room.grow(hashes)
+            words = max(LEAST_WORDS, 1 << (2 * min(hashes, self.slots)).bit_length())
+            self._words, self._number = np.zeros(max(words, len(self._words)), np.uint64), np.zeros(1, np.int64)
         return Listed(start, start + rows, room.unique, room.places, room.counts[:stretches])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .kernels.moves import find_places, list_moves
 
 #: So many slots come first, at most. Of four times as many learning is no faster, and looking for them slower.
-MOST_COMMON = 1 << 12
+MOST_COMMON = 1 << 13
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,8 @@ TOGETHER, TOGETHER_CELLS = 1 << 17, 1 << 19
 LISTED_HASHES, LISTED_STRETCHES = 1 << 19, 1 << 15
 #: Stretches have numbers from 1 to this.
 STRETCHES = (1 << 10) - 1
+#: Words of a hash table, at least.
+LEAST_WORDS = 64
 #: A word has, from its low bits on, a place of so many bits, a slot of 28, and the number of a stretch.
 PLACE_BITS = 26
 _SLOT, _STRETCH, _ONE = np.uint64(PLACE_BITS), np.uint64(PLACE_BITS + 28), np.uint64(1)
@@ -77,7 +79,7 @@ def count_hashes(cells, order, start, n, at):
 @jit
 def words_for(n):
     """Words of a hash table for n slots: a power of two of which they fill less than half."""
-    words = 64
+    words = LEAST_WORDS
     while words < 2 * n:
         words *= 2
     return words
@@ -120,7 +122,9 @@ def _list_slots(cells, order, start, n, stop, at, mask, stretch, words, unique_a
 
 
 @kernel
-def list_stretches(cells, order, start, stop, at, n_slots, slot_cells, batch_size, carried, unique, places, counts):
+def list_stretches(
+    cells, order, start, stop, at, n_slots, slot_cells, batch_size, carried, words, number, unique, places, counts
+):
     """List the slots of stretches of rows ``order[start:stop]``: as many as there is room for.
 
     Parameters
@@ -129,6 +133,10 @@ def list_stretches(cells, order, start, stop, at, n_slots, slot_cells, batch_siz
         Slots of the table, a power of two, and cells of each.
     batch_size, carried : int
         Rows of a mini-batch, and how many the one under way has already: with it ends a stretch.
+    words : uint64[`words_for` slots of a stretch]
+        Hash table, zeros at first ...
+    number : int64[1]
+        ... and the last number that a stretch in it has had, which moves on.
     unique : uint32[> hashes]
         Set to the slots of each stretch, each once, one stretch after the other.
     places : uint32[hashes]
@@ -141,20 +149,20 @@ def list_stretches(cells, order, start, stop, at, n_slots, slot_cells, batch_siz
     tuple of int
         Stretches, their rows, and the hashes of the next.
     """
-    size, words, number, found = stretch_rows(cells.shape[1], at, slot_cells), np.zeros(0, np.uint64), 0, 0
+    size, found = stretch_rows(cells.shape[1], at, slot_cells), 0
     unique_at, places_at, room = unique.ctypes.data, places.ctypes.data, len(places)
     i, hashes = start, 0
     while i < stop:
         n = min(size, stop - i, batch_size - carried)
         hashes = count_hashes(cells, order, i, n, at)
-        if hashes > room or found == len(counts):
+        if hashes > room or found == len(counts) or words_for(min(hashes, n_slots)) > len(words):
             break
-        most = words_for(min(hashes, n_slots))
-        if most > len(words) or number == STRETCHES:
-            words, number = np.zeros(max(most, len(words)), np.uint64), 0
-        number += 1
+        if number[0] == STRETCHES:
+            words[:] = 0
+            number[0] = 0
+        number[0] += 1
         counts[found] = _list_slots(
-            cells, order, i, n, stop, at, np.uint32(n_slots - 1), number, words, unique_at, places_at
+            cells, order, i, n, stop, at, np.uint32(n_slots - 1), number[0], words, unique_at, places_at
         )
         unique_at += 4 * counts[found]
         places_at += 4 * hashes

@@ -6,7 +6,7 @@ import numpy as np
 
 from streamgd.kernels.drain import CARRIED
 from streamgd.kernels.problem import Problem
-from streamgd.kernels.slots import list_stretches
+from streamgd.kernels.slots import list_stretches, words_for
 from streamgd.losses import LOSSES, Loss
 from streamgd.optimizers import EPSILON_PLACE, OPTIMIZERS, PLACES, Optimizer
 from streamgd.schedules import SCHEDULES, Schedule
@@ -56,8 +56,11 @@ def listed(cells, order, start, stop, at, table, batch_size, counters):
     many = (stop - start) * (at.n_index + (10_000 if at.n_text else 0))
     unique, places = np.zeros(many + 1, np.uint32), np.zeros(many, np.uint32)
     counts = np.zeros(max(1, stop - start), np.int64)
-    carried, slots = int(counters[CARRIED]), table.shape
-    found, rows, _ = list_stretches(cells, order, start, stop, at, *slots, batch_size, carried, unique, places, counts)
+    words, number = np.zeros(words_for(len(table)), np.uint64), np.zeros(1, np.int64)
+    found, rows, _ = list_stretches(
+        *(cells, order, start, stop, at, *table.shape, batch_size, int(counters[CARRIED])),
+        *(words, number, unique, places, counts),
+    )
     assert rows == stop - start
     return unique, places, counts[:found]
 

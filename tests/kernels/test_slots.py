@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from streamgd.features import Layout
 from streamgd.kernels import reference
-from streamgd.kernels.slots import STRETCHES, TOGETHER_CELLS, list_stretches, tile_rows
+from streamgd.kernels.slots import STRETCHES, TOGETHER_CELLS, list_stretches, tile_rows, words_for
 
 
 def rows_of(rng, n, n_index, n_text, values):
@@ -32,8 +32,10 @@ def rows_of(rng, n, n_index, n_text, values):
 def listed(cells, order, start, stop, at, n_slots, slot_cells, batch_size, carried, hashes, tiles):
     unique, places = np.full(hashes + 1, 7, np.uint32), np.full(hashes, 7, np.uint32)
     counts = np.full(tiles, -1, np.int64)
+    words, number = np.zeros(words_for(min(max(hashes, 1), n_slots)), np.uint64), np.zeros(1, np.int64)
     found = list_stretches(
-        cells, order, start, stop, at, n_slots, slot_cells, batch_size, carried, unique, places, counts
+        *(cells, order, start, stop, at, n_slots, slot_cells, batch_size, carried),
+        *(words, number, unique, places, counts),
     )
     return found, unique, places, counts
 
