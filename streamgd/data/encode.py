@@ -120,7 +120,7 @@ class Encoder:
 
     @property
     def is_orderable(self) -> bool:
-        """Whether rows may hold the places of slots instead of hashes: of none are others made, and none are many."""
+        """Whether rows may hold the places of slots: not if they point to texts, or pairs are made of their hashes."""
         return not self.layout.n_text and not self.pairs[0]
 
     def with_order(self, order: SlotOrder) -> Encoder:
