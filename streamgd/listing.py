@@ -18,7 +18,7 @@ from .data.stream import Window
 from .data.threads import Task
 from .errors import DataError
 from .job import Job
-from .kernels.slots import LEAST_WORDS, LISTED_HASHES, LISTED_STRETCHES, PLACE_BITS, list_stretches
+from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, PLACE_BITS, list_stretches, words_for
 
 
 class Listed(NamedTuple):
@@ -154,6 +154,6 @@ class Lister:
                 break
             if hashes > len(room.places):
                 room.grow(hashes)
-            words = max(LEAST_WORDS, 1 << (2 * min(hashes, self.slots)).bit_length())
+            words = words_for.py_func(min(hashes, self.slots))  # a function of kernels, which Python would compile
             self._words, self._number = np.zeros(max(words, len(self._words)), np.uint64), np.zeros(1, np.int64)
         return Listed(start, start + rows, room.unique, room.places, room.counts[:stretches])

@@ -82,7 +82,7 @@ class Scales:
     sampled : int
         Rows of the sample.
     common : ndarray of uint32
-        The most common hashes of categories, the most common first.
+        The most common hashes of categories, the most common first; none where rows cannot hold places of slots.
     """
 
     mean: NDArray[np.float64]
@@ -165,6 +165,11 @@ class _Tally(NamedTuple):
         """Of the hashes that begin with so many zero bits."""
         return cls(*np.unique(hashes if zeros == 0 else hashes[hashes >> (32 - zeros) == 0], return_counts=True))
 
+    def beginning(self, zeros: int) -> _Tally:
+        """Of those that begin with so many zero bits, which come first."""
+        n = len(self.hashes) if zeros == 0 else np.count_nonzero(self.hashes >> (32 - zeros) == 0)
+        return _Tally(self.hashes[:n], self.times[:n])
+
     @classmethod
     def sum(cls, tallies: Sequence[_Tally]) -> _Tally:
         """Of all together."""
@@ -233,7 +238,7 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
     pieces = sample_pieces(source.manifest.rows, seed, encoder.row_cost)
     wanted = sum(stop - start for _, start, stop in pieces)
     zeros = 0 if wanted * encoder.layout.n_index <= MOST_COUNTED else ZEROS
-    whole = set(pieces[:: max(1, wanted // ROWS_COUNTED)])
+    whole = set(pieces[:: max(1, wanted // ROWS_COUNTED)]) if encoder.is_orderable else set()
     errors: list[DataError] = []
     dense, hashed = _parts(encoder)
     moments_of = _moments_of_exact if _is_exact(source, dense) else _moments
@@ -358,9 +363,10 @@ def _counts(source: Source, encoder: Encoder, piece: tuple[int, int, int], zeros
             hashes.append(found.ravel())
             varied = varied or (_distinct(found) > VARIED * len(block.encoded)).tolist()
     grams = np.concatenate([_NONE, *words])
-    categories = np.concatenate([_NONE, *hashes])
-    every = _Tally.of(categories if whole else _NONE, 0)
-    return _Counts(every, _Tally.of(categories, zeros), _Tally.of(grams, ZEROS), len(grams), n, tuple(varied))
+    found = np.concatenate([_NONE, *hashes])
+    every = _Tally.of(found if whole else _NONE, 0)
+    categories = every.beginning(zeros) if whole else _Tally.of(found, zeros)
+    return _Counts(every, categories, _Tally.of(grams, ZEROS), len(grams), n, tuple(varied))
 
 
 def _distinct(hashes: NDArray[np.uint32]) -> NDArray[np.int64]:

@@ -28,8 +28,6 @@ TOGETHER, TOGETHER_CELLS = 1 << 17, 1 << 19
 LISTED_HASHES, LISTED_STRETCHES = 1 << 19, 1 << 15
 #: Stretches have numbers from 1 to this.
 STRETCHES = (1 << 10) - 1
-#: Words of a hash table, at least.
-LEAST_WORDS = 64
 #: A word has, from its low bits on, a place of so many bits, a slot of 28, and the number of a stretch.
 PLACE_BITS = 26
 _SLOT, _STRETCH, _ONE = np.uint64(PLACE_BITS), np.uint64(PLACE_BITS + 28), np.uint64(1)
@@ -79,7 +77,7 @@ def count_hashes(cells, order, start, n, at):
 @jit
 def words_for(n):
     """Words of a hash table for n slots: a power of two of which they fill less than half."""
-    words = LEAST_WORDS
+    words = 64
     while words < 2 * n:
         words *= 2
     return words
