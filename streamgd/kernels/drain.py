@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .few import ask, ask_for, bring_slots, few_slots, marks_of, no_slots, return_slots, slots_ahead
+from .few import ask_first, bring_slots, few_slots, marks_of, return_slots
 from .gradients import OUTPUTS, add_gradient, add_many_gradients, fetch, many_margins, margins
 from .intrinsics import jit, kernel, uint32_at
 from .losses import evaluate, softmax
@@ -114,16 +114,12 @@ def finish_batch(
 
 @jit
 def bring_some(table, at_slots, begin, numbers, few, outputs):
-    """Copy up to `ROOM` slots from ``at_slots[begin]`` on to the first of ``few``; return how many.
-
-    Those that come next are asked for.
-    """
-    n, size = min(ROOM, len(at_slots) - begin), table.shape[1] * table.itemsize
+    """Copy up to `ROOM` slots from ``at_slots[begin]`` on to the first of ``few``; return how many."""
+    n = min(ROOM, len(at_slots) - begin)
     for k in range(n):
         numbers[k] = at_slots[begin + k]
-    for k in range(begin + n, min(begin + 2 * n, len(at_slots))):
-        ask_for(table.ctypes.data, at_slots[k], size)
-    bring_slots(table, numbers.ctypes.data, n, few, outputs)
+    ask_first(table, numbers.ctypes.data, n, outputs)
+    bring_slots(table, numbers.ctypes.data, n, n, few, outputs)
     return n
 
 
@@ -181,15 +177,14 @@ def drain(
     paces, class_sums = np.zeros((models, 3)), np.empty(room_for, np.float32)
     if table is not None:
         room, sums = np.zeros((4, ROOM)), np.empty(len(params), np.float32)
-        stretch, unique_at, places_at, most = 0, unique.ctypes.data, places.ctypes.data, ROOM
+        stretch, unique_at, places_at, most, listed = 0, unique.ctypes.data, places.ctypes.data, ROOM, 0
         found, together, alone = 0, stretch_rows(rows.shape[1], at, table.shape[1]), False
         for k in range(len(counts)):
             most = max(most, counts[k])
+            listed += counts[k]
+        ask_first(table, unique_at, listed, outputs)
         few = few_slots(most, table.shape[1], outputs)
         few_marks = marks_of(few, table.shape[1], outputs)
-        ahead, asked = no_slots(), 0  # rows with which some of them were asked for
-        if len(counts) > 0:
-            ask(slots_ahead(table, unique_at, counts[0], 1), 0, 1)
     else:
         room, sums, few = None, None, None
     held, held_at = -1, 0  # slots of a whole mini-batch
@@ -243,14 +238,12 @@ def drain(
             stale = False
         if table is not None and left == 0:
             left, found = min(together, stop - i, problem.batch_size - counters[CARRIED]), counts[stretch]
-            bring_slots(table, unique_at, found, few, outputs)
+            bring_slots(table, unique_at, found, listed, few, outputs)
+            listed -= found
             alone = counters[CARRIED] == 0 and (left == problem.batch_size or (last and i + left == stop))
             if not alone:
                 list_touched(few_marks, unique_at, found, touched, counters)
             settle_slots(problem, settings, paces, few, few_marks, found, counters[STEP], outputs, room)
-            ahead, asked = no_slots(), 0
-            if stretch + 1 < len(counts):
-                ahead = slots_ahead(table, unique_at + 4 * found, counts[stretch + 1], 2 * left)
         n = min(tile, stop - i, problem.batch_size - counters[CARRIED])
         if table is not None:
             n = min(n, left)
@@ -260,8 +253,7 @@ def drain(
         else:
             many_margins(rows, order, i, n, weights, intercepts, z)
         if table is not None:
-            hashes = table_margins(rows, cells, order, i, n, at, factor, outputs, places_at, few, sums, ahead, asked, z)
-            asked += n
+            hashes = table_margins(rows, cells, order, i, n, at, factor, outputs, places_at, few, sums, z)
         whole = -(-n // SUMS) * SUMS
         weight = np.float64(n)
         if at.w >= 0:
@@ -294,10 +286,7 @@ def drain(
         else:
             add_many_gradients(rows, order, i, n, derivative, tile_sum, carry[:, :p])
         if table is not None:
-            table_gradient(
-                rows, cells, order, i, n, at, factor, problem, outputs, places_at, few, sums, ahead, asked, derivative
-            )
-            asked += n
+            table_gradient(rows, cells, order, i, n, at, factor, problem, outputs, places_at, few, sums, derivative)
             left -= n
             places_at += 4 * hashes
             if left == 0:

@@ -10,38 +10,15 @@ No function that takes an array is called for each slot: numba counts references
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import numpy as np
 
 from .intrinsics import copy_sixteen_bytes, jit, prefetch, uint32_at
 from .tiles import four_columns, four_slots
 
-#: Slots that are asked for before they are written back.
-RETURNED_AHEAD = 16
-
-
-class Ahead(NamedTuple):
-    """Slots of the next stretch. They are asked for a few with each row: all at once would wait for one another."""
-
-    table_at: Any
-    size: Any  # bytes of a slot
-    slots_at: Any
-    n: Any
-    a_row: Any
-
-
-@jit
-def no_slots():
-    """Nothing to ask for."""
-    return Ahead(np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0))
-
-
-@jit
-def slots_ahead(table, slots_at, n, rows):
-    """Ask for n slots, in equal parts, with so many rows."""
-    size, a_row = np.int64(table.shape[1] * 4), np.int64(-(-n // rows))
-    return Ahead(np.int64(table.ctypes.data), size, np.int64(slots_at), np.int64(n), a_row)
+#: Lines of the table that are asked for while slots before are copied. A slot waits for the memory and, as almost every
+#: slot lies in a page of its own, for the address of the page: most of the time of a mini-batch's slots. Asked for
+#: earlier, with the rows of the mini-batch before, they waited for addresses twice, since few are remembered.
+LINES_AHEAD = 64
 
 
 @jit
@@ -62,17 +39,20 @@ def four_at(base, slots_at, k, size):
 
 
 @jit
-def ask_for(table_at, slot, size):
-    """Ask the cache for a slot."""
-    for line in range(-(-size // 64)):
-        prefetch(table_at + np.int64(slot) * size + 64 * line)
+def slots_ahead(size):
+    """Slots to ask the cache for before they are copied; ``size`` is the bytes of one."""
+    return max(4, LINES_AHEAD // (-(-size // 64)))
 
 
 @jit
-def ask(ahead, row, rows):
-    """Ask for the slots that come with some rows."""
-    for k in range(row * ahead.a_row, min((row + rows) * ahead.a_row, ahead.n)):
-        ask_for(ahead.table_at, uint32_at(ahead.slots_at, k), ahead.size)
+def ask_for(base, slots_at, start, stop, size, outputs):
+    """Ask the cache for slots ``start`` to ``stop`` - 1 of those that are listed."""
+    for k in range(start, stop):
+        there = slot_at(base, slots_at, k, size)
+        prefetch(there)
+        if outputs is not None:
+            for line in range(1, -(-size // 64)):
+                prefetch(there + 64 * line)
 
 
 @jit
@@ -93,16 +73,21 @@ def marks_of(few, cells, outputs):
 
 
 @jit
-def bring_slots(table, slots_at, n, few, outputs):
-    """Copy n slots of the table to the first of ``few``."""
+def bring_slots(table, slots_at, n, listed, few, outputs):
+    """Copy n slots of the table to the first of ``few``. Of all that are listed, those behind are asked for in time.
+
+    The first must have been: see `ask_first`.
+    """
     base, few_at, size, row = table.ctypes.data, few.ctypes.data, table.shape[1] * 4, few.shape[1] * 4
-    k = 0
+    k, ahead = 0, slots_ahead(size)
     if outputs is None:
         while k + 4 <= n:
+            ask_for(base, slots_at, k + ahead, min(k + ahead + 4, listed), size, outputs)
             a, b, c, d = four_at(base, slots_at, k, size)
             for at in range(0, size, 16):
                 four_columns(a + at, b + at, c + at, d + at, few_at + at // 4 * row + 4 * k, row)
             k += 4
+        ask_for(base, slots_at, k + ahead, min(n + ahead, listed), size, outputs)
         while k < n:
             slot = np.int64(uint32_at(slots_at, k))
             for cell in range(table.shape[1]):
@@ -110,6 +95,7 @@ def bring_slots(table, slots_at, n, few, outputs):
             k += 1
     else:
         while k < n:
+            ask_for(base, slots_at, k + ahead, min(k + ahead + 1, listed), size, outputs)
             there = slot_at(base, slots_at, k, size)
             for at in range(0, size, 16):
                 copy_sixteen_bytes(there + at, few_at + k * size + at)
@@ -117,14 +103,20 @@ def bring_slots(table, slots_at, n, few, outputs):
 
 
 @jit
+def ask_first(table, slots_at, listed, outputs):
+    """Ask for those of the listed slots that are brought first."""
+    size = table.shape[1] * 4
+    ask_for(table.ctypes.data, slots_at, 0, min(slots_ahead(size), listed), size, outputs)
+
+
+@jit
 def return_slots(table, slots_at, n, few, outputs):
     """Copy them back."""
     base, few_at, size, row = table.ctypes.data, few.ctypes.data, table.shape[1] * 4, few.shape[1] * 4
-    k = 0
+    k, ahead = 0, slots_ahead(size) // 4  # they have been here a moment ago
     if outputs is None:
         while k + 4 <= n:
-            for j in range(k + RETURNED_AHEAD, min(k + RETURNED_AHEAD + 4, n)):
-                prefetch(slot_at(base, slots_at, j, size))
+            ask_for(base, slots_at, k + ahead, min(k + ahead + 4, n), size, outputs)
             a, b, c, d = four_at(base, slots_at, k, size)
             for at in range(0, size, 16):
                 four_slots(few_at + at // 4 * row + 4 * k, row, a + at, b + at, c + at, d + at)
@@ -136,9 +128,8 @@ def return_slots(table, slots_at, n, few, outputs):
             k += 1
     else:
         while k < n:
-            ahead = slot_at(base, slots_at, min(k + RETURNED_AHEAD, n - 1), size)
+            ask_for(base, slots_at, k + ahead, min(k + ahead + 1, n), size, outputs)
             there = slot_at(base, slots_at, k, size)
             for at in range(0, size, 16):
-                prefetch(ahead + at)
                 copy_sixteen_bytes(few_at + k * size + at, there + at)
             k += 1

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from .few import ask
 from .intrinsics import float32_at, jit, kernel, strict, uint32_at
 from .problem import configured
 from .slots import hashes_of
@@ -136,12 +135,11 @@ def settle_slots(problem, settings, paces, few, few_marks, n, step, outputs, roo
 
 
 @strict
-def table_margins(rows, cells, order, start, n, at, factor, outputs, places_at, few, sums, ahead, asked, z):
+def table_margins(rows, cells, order, start, n, at, factor, outputs, places_at, few, sums, z):
     """Add the weights of the hashed features of rows ``order[start : start + n]`` to ``z`` (float32[outputs, >= n]).
 
     ``outputs`` is None if there is one; ``places_at`` is the address of the places that the hashes' slots have in
-    ``few``; ``sums`` is room for a number an output. With each row, of which ``asked`` were before, some of the slots
-    ``ahead`` are asked for. Return the number of hashes.
+    ``few``; ``sums`` is room for a number an output. Return the number of hashes.
     """
     cells_at, stride, begin = cells.ctypes.data, cells.shape[1] * 4, places_at
     few_at, size = few.ctypes.data, few.shape[1] * few.itemsize
@@ -149,7 +147,6 @@ def table_margins(rows, cells, order, start, n, at, factor, outputs, places_at, 
     if outputs is None and at.n_text == 0 and at.n_scaled == 0:
         # Each sum waits for the addition before, so four rows take turns.
         while i + 4 <= n:
-            ask(ahead, asked + i, 4)
             p, q = places_at + 4 * at.n_index, places_at + 8 * at.n_index
             r = places_at + 12 * at.n_index
             s, t, u, v = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
@@ -165,7 +162,6 @@ def table_margins(rows, cells, order, start, n, at, factor, outputs, places_at, 
             places_at += 16 * at.n_index
             i += 4
     while i < n:
-        ask(ahead, asked + i, 1)
         row = order[start + i]
         one = np.float32(0)
         sums[:] = np.float32(0)
@@ -192,7 +188,7 @@ def table_margins(rows, cells, order, start, n, at, factor, outputs, places_at, 
 
 
 @strict
-def table_gradient(rows, cells, order, start, n, at, factor, problem, outputs, places_at, few, sums, ahead, asked, r):
+def table_gradient(rows, cells, order, start, n, at, factor, problem, outputs, places_at, few, sums, r):
     """Add derivatives ``r`` (float32[outputs, >= n]) of rows to the gradient sums of their slots.
 
     Other arguments as in `table_margins`.
@@ -203,7 +199,6 @@ def table_gradient(rows, cells, order, start, n, at, factor, problem, outputs, p
     else:
         gradient, place = few[0], np.uint64((1 + problem.slots) * outputs)
     for i in range(n):
-        ask(ahead, asked + i, 1)
         row = order[start + i]
         one = r[0, i]
         for c in range(len(sums)):
