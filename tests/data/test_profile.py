@@ -47,7 +47,8 @@ def in_numpy(X: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarr
     w = np.where(np.isnan(X), 0, np.ones(len(X))[:, np.newaxis] if weights is None else weights[:, np.newaxis])
     x = np.where(np.isnan(X), 0, X)
     count = np.where(w.sum(axis=0) > 0, w.sum(axis=0), 1)
-    mean = (w * x).sum(axis=0) / count
+    first = x[(w > 0).argmax(axis=0), np.arange(x.shape[1])]  # so that the mean of equal numbers is that number
+    mean = first + (w * (x - first)).sum(axis=0) / count
     scale = np.sqrt((w * (x - mean) ** 2).sum(axis=0) / count)
     total = len(X) if weights is None else weights.sum()
     return mean, np.where(scale > 0, scale, 1), 1 - w.sum(axis=0) / total
