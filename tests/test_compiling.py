@@ -70,15 +70,11 @@ def soon(condition: Any) -> bool:
     return bool(condition())
 
 
-def test_a_child_compiles_once(tmp_path: Path) -> None:
-    with begun(FIRST, tmp_path) as process:
-        assert process.wait(timeout=300) == 0
-
-
-def test_a_job_compiles_nothing_itself(tmp_path: Path) -> None:
+def test_a_child_compiles_once_and_a_job_compiles_nothing_itself(tmp_path: Path) -> None:
     """Kernels that only the reading of labels or pages calls among them."""
-    with begun(TRAINED, tmp_path / "cache", str(tmp_path / "a.parquet")) as process:
-        assert process.wait(timeout=300) == 0
+    for code in (FIRST, TRAINED):
+        with begun(code, tmp_path / "cache", str(tmp_path / "a.parquet")) as process:
+            assert process.wait(timeout=300) == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")

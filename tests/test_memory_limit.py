@@ -48,7 +48,7 @@ def _script() -> Any:
 def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     script, found = _script(), {}
     directory: Path = tmp_path_factory.mktemp("memory")
-    for name, place in script.make_data(directory, LIMIT, 8).items():
+    for name, place in script.make_data(directory, LIMIT, 4).items():
         result = script.train(place, f"{LIMIT}B")
         assert result["skipped_rows"] == 0
         found[name] = result["peak_rss_bytes"]
@@ -56,7 +56,7 @@ def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 
 
 def test_peaks_stay_under_the_limit(peaks: dict[str, int]) -> None:
-    """Data of 8 and 16 times the limit, a row group that is larger than it, and millions of different strings.
+    """Data of 4 and 8 times the limit, a row group that is larger than it, and millions of different strings.
 
     The long form, of 20 and 40 times, is scripts/memory.
     """
