@@ -6,7 +6,8 @@ before are learned: it waits for rows out of memory, the one that learns for wei
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from .data.stream import Window
 from .data.threads import Task
 from .errors import DataError
 from .job import Job
-from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, PLACE_BITS, list_stretches, words_for
+from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, LISTS_AHEAD, PLACE_BITS, list_stretches, words_for
 
 
 class Listed(NamedTuple):
@@ -74,6 +75,19 @@ class Room:
         self.unique, self.places = np.empty(hashes + 1, np.uint32), np.empty(hashes, np.uint32)
 
 
+class Ready(NamedTuple):
+    """What was wanted, and as many stretches of it as there was room for."""
+
+    wanted: Wanted
+    listed: Listed
+
+    def then(self, batch_size: int, then: int) -> Wanted:
+        """The rows that follow; those of the next range, which ends at ``then``, if there are no more of this one."""
+        start, stop = self.listed.stop, self.wanted.stop
+        carried = (self.wanted.carried + start - self.wanted.start) % batch_size
+        return self.wanted._replace(start=start, stop=stop if start < stop else then, carried=carried)
+
+
 class Lister:
     """Lists the stretches of windows.
 
@@ -88,8 +102,9 @@ class Lister:
     def __init__(self, slots: int, pool: Executor | None = None) -> None:
         self.slots, self.pool = slots, pool
         self._words, self._number = np.zeros(0, np.uint64), np.zeros(1, np.int64)
-        self._rooms = [Room() for _ in range(2 if pool is not None else 1)] if slots else []
-        self._next: tuple[Wanted, Task[Listed]] | None = None
+        # Lists fill rooms by turns: one is in use, others are ahead.
+        self._rooms = deque(Room() for _ in range(1 + LISTS_AHEAD if pool is not None else 1)) if slots else deque()
+        self._ahead: deque[Task[Ready | None]] = deque()
 
     def stretches(self, job: Job, window: Window, start: int, stop: int, carried: int, then: int) -> Iterator[Listed]:
         """Rows ``start`` to ``stop`` - 1 of a window's order, some stretches at a time, valid until the next.
@@ -106,31 +121,36 @@ class Lister:
         if not self.slots:
             yield Listed(start, stop)
             return
-        slot_cells = job.table.cells
+        wanted = Wanted(window, start, stop, carried, job.table.cells)
         while True:
-            found = self._take(job, Wanted(window, start, stop, carried, slot_cells))
-            carried, start = (carried + found.stop - start) % job.problem.batch_size, found.stop
-            end = stop if start < stop else then
-            if self.pool is not None and start < end:
-                wanted = Wanted(window, start, end, carried, slot_cells)
-                self._next = wanted, Task(partial(self._list, job, wanted))
-                self.pool.submit(self._next[1].run)
-            yield found
-            if start == stop:  # there may have been none, which still end an epoch
+            ready = self._take(job, wanted)
+            while self.pool is not None and len(self._ahead) < LISTS_AHEAD:
+                before = self._ahead[-1].result if self._ahead else partial(_same, ready)
+                self._ahead.append(Task(partial(self._list_after, job, before, then)))
+                self.pool.submit(self._ahead[-1].run)
+            yield ready.listed
+            if ready.listed.stop == stop:  # there may have been none, which still end an epoch
                 return
+            wanted = ready.then(job.problem.batch_size, then)
 
-    def _take(self, job: Job, wanted: Wanted) -> Listed:
+    def _take(self, job: Job, wanted: Wanted) -> Ready:
         """The stretches that are listed already, if they are those that are wanted; else they are listed now."""
-        ahead, self._next = self._next, None
-        if ahead is not None:
-            listed = ahead[1].result()  # in any case, since it fills the room that others may need
-            if wanted.is_that(ahead[0]):
-                return listed
+        while self._ahead:
+            ready = self._ahead.popleft().result()  # in any case, since it fills the room that others may need
+            if ready is not None and wanted.is_that(ready.wanted):
+                return ready
         return self._list(job, wanted)
 
-    def _list(self, job: Job, wanted: Wanted) -> Listed:
+    def _list_after(self, job: Job, before: Callable[[], Ready | None], then: int) -> Ready | None:
+        """The stretches that follow others; None if no more rows are known of."""
+        ready = before()
+        if ready is None or ready.listed.stop >= max(ready.wanted.stop, then):
+            return None
+        return self._list(job, ready.then(job.problem.batch_size, then))
+
+    def _list(self, job: Job, wanted: Wanted) -> Ready:
         window, start, stop, carried, slot_cells = wanted
-        self._rooms.reverse()
+        self._rooms.rotate()
         room = self._rooms[0]
         at, cells = job.encoder.layout.cells, window.rows.view(np.uint32)
         while True:
@@ -156,4 +176,8 @@ class Lister:
                 room.grow(hashes)
             words = words_for.py_func(min(hashes, self.slots))  # a function of kernels, which Python would compile
             self._words, self._number = np.zeros(max(words, len(self._words)), np.uint64), np.zeros(1, np.int64)
-        return Listed(start, start + rows, room.unique, room.places, room.counts[:stretches])
+        return Ready(wanted, Listed(start, start + rows, room.unique, room.places, room.counts[:stretches]))
+
+
+def _same(ready: Ready) -> Ready:
+    return ready

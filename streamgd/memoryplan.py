@@ -23,7 +23,7 @@ from .data.source import BIG_ROW_GROUP
 from .data.threads import available_cpus
 from .data.widen import bit_width
 from .features import PAIRS, Column
-from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, TILE_ROWS, TOGETHER_CELLS
+from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, LISTS_AHEAD, TILE_ROWS, TOGETHER_CELLS
 from .memory import Limit, default_memory_limit, format_bytes, job_limit, parse_bytes
 from .model import Model
 
@@ -263,7 +263,7 @@ def plan_memory(
     least = min(total, LEAST_WINDOW_ROWS, wanted)
     base = BASE_BYTES + 80 * encoder.spec.n_features * table.outputs
     if table.slots:
-        base += listed_bytes(encoder, text_bytes, 2)  # some are listed while others are learned from
+        base += listed_bytes(encoder, text_bytes, 1 + LISTS_AHEAD)  # some are listed while others are learned from
     compiled = HASHED_BYTES if any(column.group != "dense" for column in encoder.spec.columns) else 0
     reader = reader_bytes(manifest, encoder)
     decode, held = reader + footer_bytes(manifest), 0

@@ -70,6 +70,32 @@ def test_stretches_are_those_of_the_twin(n, batch_size, call, cuts, room, ahead)
                 assert start == stop
 
 
+def test_what_is_listed_ahead_is_what_is_asked_for_next(monkeypatch):
+    """Nothing is listed twice or in vain, from call to call; the first of a window is asked for when it is wanted."""
+    monkeypatch.setattr(listing, "LISTED_HASHES", 800)
+    job, windows, listed = job_of(100), [made(1500), made(700, 1)], []
+    inner = Lister._list
+
+    def noted(self, job, wanted):
+        ready = inner(self, job, wanted)
+        listed.append((id(wanted.window), ready.listed.start, ready.listed.stop))
+        return ready
+
+    monkeypatch.setattr(Lister, "_list", noted)
+    with ThreadPoolExecutor(1) as pool:
+        lister = Lister(SLOTS, pool)
+        for window in windows:
+            n, start = len(window.order), 0
+            while start < n:
+                stop, then = min(n, start + 600), min(n, start + 1200)
+                list(lister.stretches(job, window, start, stop, start % 100, then))
+                start = stop
+    for window in windows:
+        spans = [span[1:] for span in listed if span[0] == id(window)]
+        assert len(spans) > 2
+        assert [0, *(stop for _, stop in spans)] == [*(start for start, _ in spans), len(window.order)]
+
+
 def test_without_hashed_features_rows_are_taken_at_once():
     tiles = list(Lister(0).stretches(job_of(10), made(100), 20, 90, 0, 100))
     assert [tile[:2] for tile in tiles] == [(20, 90)]

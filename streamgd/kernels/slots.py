@@ -26,6 +26,9 @@ TILE_ROWS, TILE_CELLS = 256, 1 << 16
 TOGETHER, TOGETHER_CELLS = 1 << 17, 1 << 19
 #: Hashes and stretches that are listed at a time, if a single one does not have more: 20,000 rows of a click log, 5 ms.
 LISTED_HASHES, LISTED_STRETCHES = 1 << 19, 1 << 15
+#: Lists that a thread may be ahead of learning. Sometimes one takes longer than learning does, sometimes not: where one
+#: was ahead, an eighth of a later epoch was waiting for it.
+LISTS_AHEAD = 2
 #: Stretches have numbers from 1 to this.
 STRETCHES = (1 << 10) - 1
 #: A word has, from its low bits on, a place of so many bits, a slot of 28, and the number of a stretch.
