@@ -264,7 +264,8 @@ class ParquetSource:
                             raise SchemaMismatch(next(iter(found.values())))
                         fields = {column: field for column, field in widened.items() if column not in found}
                         odd |= found
-                        extra |= {key: name for key in footer.schema.names if key not in {*fields, *odd, *extra}}
+                        known = {*fields, *odd, *extra}
+                        extra |= {key: name for key in footer.schema.names if key not in known}
                         merged.add(footer.schema)
                 except StreamgdError as error:
                     self.left_out.note_shard(self.names[shard], error)
