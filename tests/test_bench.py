@@ -15,7 +15,7 @@ def test_every_shape_runs(tmp_path: Path) -> None:
     only = ["--only", "streamgd,sklearn"]
     arguments = [
         "--rows",
-        "3000",
+        "2000",
         "--slow-rows",
         "500",
         "--rounds",

@@ -122,12 +122,12 @@ def test_resume_at_every_mini_batch_gives_equal_weights(write: Write, optimizer:
         Config(average=False, learning_rate="cosine"),
         Config(learning_rate="optimal", optimizer="sgd", alpha=1e-3),
         Config(learning_rate="step", warmup_steps=7, optimizer="adam", clip_norm=1.0),
-        Config(class_weight="balanced", missing_indicator=True, interactions=(("c", "x0"), ("c", "d"))),
+        Config(class_weight="balanced", missing_indicator=True, interactions=(("c", "x0"), ("c", "d")), polish=4),
         Config(batch_size=None, optimizer="sgd"),
         Config(batch_size=1),
         Config(batch_size=257),
         Config(shuffle=False),
-        Config(partitions=3),
+        Config(partitions=3, polish=4),
         Config(standardize=False, fit_intercept=False, eta0=0.01),
     ],
     ids=lambda config: ",".join(f"{k}={v}" for k, v in vars(config).items() if v != getattr(Config(), k)),
@@ -218,7 +218,7 @@ def test_softmax_and_regression_resume(write: Write) -> None:
     three = table.set_column(2, "y", pa.array(np.arange(3000) % 7 % 3))
     for data, config in ((three, Config()), (regression(3000), Config(loss="huber", optimizer="adam"))):
         source = TableSource(data, 170)
-        config, kept = replace(config, epochs=2, window_rows=800), Recorder()
+        config, kept = replace(config, epochs=2, window_rows=800, polish=3), Recorder()
         whole = run(source, config, kept, rows=700)
         for saved in kept.kept:
             assert told(go_on(saved, source, config)) == told(whole)

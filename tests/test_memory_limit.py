@@ -48,7 +48,7 @@ def _script() -> Any:
 def peaks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
     script, found = _script(), {}
     directory: Path = tmp_path_factory.mktemp("memory")
-    for name, place in script.make_data(directory, LIMIT, 4).items():
+    for name, place in script.make_data(directory, LIMIT, 3).items():
         result = script.train(place, f"{LIMIT}B")
         assert result["skipped_rows"] == 0
         found[name] = result["peak_rss_bytes"]

@@ -154,12 +154,22 @@ def ended(pids: list[int]) -> list[int]:
     return [process.pid for process in alive]
 
 
+LONG = ("--partitions", "4", "--epochs", "40", "--polish", "0", "--cache", "none")
+
+
+@pytest.fixture(scope="module")
+def long_job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Shards, and the weights that they give in so many epochs."""
+    data = write_shards(tmp_path_factory.mktemp("long") / "data", 60_000, row_group_rows=1000)
+    return data, run("train", str(data), "--target", "y", *LONG)["weights_sha256"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_ends_a_job_and_its_workers(tmp_path: Path, number: signal.Signals) -> None:
-    data = write_shards(tmp_path / "data", 60_000, row_group_rows=1000)
-    options = ("--partitions", "4", "--epochs", "40", "--polish", "0", "--cache", "none")
-    truth = run("train", str(data), "--target", "y", *options)["weights_sha256"]
-    job = CommandLineJob(data, tmp_path / "checkpoints", options)
+def test_a_signal_ends_a_job_and_its_workers(
+    tmp_path: Path, long_job: tuple[Path, str], number: signal.Signals
+) -> None:
+    data, truth = long_job
+    job = CommandLineJob(data, tmp_path / "checkpoints", LONG)
     process = job.resume("--cluster", "local:2")
     end = time.monotonic() + 60
     while len(list(job.checkpoints.glob("*.safetensors"))) < 2 and time.monotonic() < end:

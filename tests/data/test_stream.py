@@ -305,7 +305,7 @@ def spoil(path, row_group, place):
     path.write_bytes(data)
 
 
-@settings(deadline=None, max_examples=14)
+@settings(deadline=None, max_examples=8)
 @given(st.data())
 def test_what_is_left_out_follows_from_the_files_alone(data):
     """Bad rows take with them what a window reads of their row group in one go, and nothing else.
