@@ -288,7 +288,7 @@ class Round:
             )
             for window in stream:
                 ends = replace(window, last=window.index == last - 1)  # a mini-batch ends with its round
-                for _ in learn(learners, lister, ends, times, max(1, len(window.order)), average=False):
+                for _ in learn(learners, lister, ends, times, max(1, len(window.order))):
                     pass
                 skipped += window.skipped + window.lost
         return Part(learners.state.leaving(), skipped, times, partition.source.left_out)
@@ -361,7 +361,7 @@ def advance_in_rounds(
                 watch,
             )
             state.come_back(part.state)
-            state.take_snapshot(job, table_every=1)
+            state.take_snapshot(job, feed.memory.n_jobs, table_every=1)
             times.add(part.times)
             feed.source.left_out.absorb(part.left_out)
             yield Moment(Position(epoch, number + 1), number == rounds - 1, part.skipped, round_ended=True)

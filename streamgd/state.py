@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .data.stream import START, Position, Times
+from .data.threads import consecutive, parallel
 from .job import Job
 from .kernels.tables import average_table
 from .model import Model
@@ -17,6 +18,8 @@ from .model import Model
 #: The weights enter the average so many times an epoch, with weights that grow as time to the power of ...
 SNAPSHOTS = 64
 AVERAGE_POWER = 8
+#: A thread that helps with the average of a table has so many slots to do, 2 ms: it takes a tenth of one to start.
+SLOTS_A_THREAD = 1 << 20
 #: The list of slots that a mini-batch touches holds so many; if they are more, the whole table is looked through.
 MOST_TOUCHED, TOUCHED_A_ROW = 1 << 20, 1024
 
@@ -102,8 +105,8 @@ class State:
         for name in ("params", "slots", "carry", "counters", "totals", "failed", "table"):
             setattr(self, name, getattr(other, name))
 
-    def take_snapshot(self, job: Job, table_every: int | None = None) -> None:
-        """Let the weights as they are enter their average; those of the table every so many times."""
+    def take_snapshot(self, job: Job, n_jobs: int, table_every: int | None = None) -> None:
+        """Let the weights as they are enter their average, on some threads; those of the table every so many times."""
         if not job.config.averaged:
             return
         self.snapshots += 1
@@ -111,12 +114,23 @@ class State:
         if self.table_average is not None and self.snapshots % (table_every or job.table_every) == 0:
             self.table_snapshots += 1
             for model, average in enumerate(self.table_average):
-                self._average_table(job, model, average, _share(self.table_snapshots))
+                self._average_table(job, model, average, _share(self.table_snapshots), n_jobs)
 
-    def _average_table(self, job: Job, model: int, average: NDArray[np.float32], share: float) -> None:
-        first = model * job.outputs
-        problem = job.models[model].problem
-        average_table(problem, self.table, self.marks, self.counters, len(self.params), first, share, average)
+    def _average_table(self, job: Job, model: int, average: NDArray[np.float32], share: float, n_jobs: int = 1) -> None:
+        table, marks, counters = self.table, self.marks, self.counters
+        assert table is not None
+        assert marks is not None
+        problem, outputs, first = job.models[model].problem, len(self.params), model * job.outputs
+
+        def enter(slots: range) -> None:
+            part = slice(slots.start, slots.stop)
+            average_table(problem, table[part], marks[part], counters, outputs, first, share, average[part])
+
+        parts = consecutive(len(table), min(n_jobs, len(table) // SLOTS_A_THREAD))
+        if len(parts) == 1:
+            enter(parts[0])
+        else:
+            parallel(enter, parts, len(parts))
 
     def weights(self, job: Job, model: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
         """The dense and hashed weights that make a model.

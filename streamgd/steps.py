@@ -71,7 +71,9 @@ def advance_in_windows(
         lister = Lister(slots, ahead)
         while (window := fetched(windows, keeper)) is not None:
             begun = start.rows if (window.epoch, window.index) == start[:2] else 0
-            for done in learn(learners, lister, window, times, call, begun, cut=keeper.cut):
+            for done in learn(
+                learners, lister, window, times, call, begun, cut=keeper.cut, averaging=feed.memory.n_jobs
+            ):
                 whole = done == len(window.order)
                 position = Position(window.epoch, *((window.index + 1, 0) if whole else (window.index, done)))
                 yield Moment(position, window.last and whole, window.skipped + window.lost if whole else 0)
@@ -97,12 +99,12 @@ def learn(
     begun: int = 0,
     *,
     cut: Callable[[int, int], int] = lambda _, stop: stop,
-    average: bool = True,
+    averaging: int = 0,
 ) -> Iterator[int]:
     """Take the rows of a window, mini-batch by mini-batch, but those that are done; pause after each call.
 
-    Gives the number of rows that are done. Calls end at multiples of ``call``, where weights enter their average, and
-    where ``cut`` says, which changes nothing.
+    Gives the number of rows that are done. Calls end at multiples of ``call``, where weights enter their average (on
+    ``averaging`` threads, unless it is 0), and where ``cut`` says, which changes nothing.
     """
     n, start = len(window.order), begun
 
@@ -148,8 +150,8 @@ def learn(
                     f"or optimizer='adagrad'."
                 )
         times.computing += thread_time() - began
-        if average and stop == boundary:
-            state.take_snapshot(job)
+        if averaging and stop == boundary:
+            state.take_snapshot(job, averaging)
         yield stop
         if stop == n:
             return
