@@ -16,7 +16,10 @@ from .schedules import SCHEDULES, Schedule
 
 #: "auto": the mini-batch leaves this many steps in an epoch, within bounds.
 STEPS_PER_EPOCH = 1024
-AUTO_BATCH = (1, 256)
+AUTO_BATCH = 256
+#: The same if categories are hashed for a single number and the optimizer's steps do not grow with gradients: more rows
+#: meet a slot less often for each of them, which takes a fifth less time to learn.
+AUTO_HASHED_BATCH = 1024
 #: Parameters of steps, of which L-BFGS has none.
 STEPWISE = (
     *("optimizer", "learning_rate", "eta0", "warmup_steps", "clip_norm", "average", "batch_size", "shuffle"),
@@ -359,13 +362,13 @@ class Config:
             return self.average
         return self.batch_size is not None and self.method.name != "ftrl" and not self.by_passes
 
-    def batch_rows(self, rows: int) -> int:
-        """Rows a mini-batch for a number of rows in the data."""
+    def batch_rows(self, rows: int, hashed: bool = False) -> int:
+        """Rows a mini-batch for a number of rows; ``hashed`` says whether categories are, for a single number."""
         if self.batch_size is None:
             return 1 << 62
         if self.batch_size == "auto":
-            least, most = AUTO_BATCH
-            return int(min(most, max(least, 1 << max(0, (rows // STEPS_PER_EPOCH).bit_length() - 1))))
+            most = AUTO_HASHED_BATCH if hashed and self.method.scale_free else AUTO_BATCH
+            return min(most, 1 << max(0, (rows // STEPS_PER_EPOCH).bit_length() - 1))
         return self.batch_size
 
     def to_json(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from .data.source import ParquetSource
 from .errors import ConfigError
 from .estimator_data import COLUMN_PARAMETERS, FEATURES, Sourced
 from .executors import Executor
-from .job import Feed, Job, feed, prepare
+from .job import Feed, Job, feed, prepare, rows_of_batch
 from .keeper import Keeper
 from .keeping import Keeping
 from .memory import parse_bytes
@@ -273,7 +273,7 @@ class Estimator(Sourced):
             job,
             config=config if config.alpha is not None else replace(config, alpha=job.config.alpha),
             encoder=replace(job.encoder, target=job.labels.target(target), weight=weight),
-            batch_rows=config.batch_rows(job.labels.rows),
+            batch_rows=rows_of_batch(config, job.encoder.spec, job.labels),
             eta0=job.eta0 if config.eta0 is None else config.eta0,
         )
 

@@ -79,7 +79,8 @@ class SGDClassifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         Passes over the data: 5 by default, at most if ``early_stopping``; of L-BFGS at most 1000.
     batch_size : int, None or "auto", default="auto"
         Rows a step: 1 is SGD, None is batch gradient descent (one step an epoch from all rows). "auto" leaves about
-        1,000 steps an epoch, with at most 256 rows a step. A step uses the *mean* gradient of its rows.
+        1,000 steps an epoch, with at most 256 rows a step, or 1,024 of hashed categories. A step uses the *mean*
+        gradient of its rows.
     shuffle : bool, default=True
         Whether rows come in a fresh random order every epoch.
     window_rows : int, optional

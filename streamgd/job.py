@@ -157,6 +157,12 @@ class Feed:
         return found
 
 
+def rows_of_batch(config: Config, spec: FeatureSpec, labels: Labels) -> int:
+    """Rows a mini-batch of training on features for labels."""
+    single = labels.classes is None or len(labels.classes) <= 2
+    return config.batch_rows(labels.rows, bool(spec.group("index")) and not spec.group("text") and single)
+
+
 def prepare(
     source: Source,
     target: str,
@@ -236,7 +242,7 @@ def prepare(
         scales=scales,
         seen=seen,
         encoder=encoder,
-        batch_rows=config.batch_rows(labels.rows),
+        batch_rows=rows_of_batch(config, spec, labels),
         inverse_scale=inverse_scale,
         spread=np.append(scales.scale * inverse_scale if config.standardize else np.ones_like(inverse_scale), 0.0),
         eta0=config.initial_rate(loss, length, rows),

@@ -5,12 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamgd.config import AUTO_BATCH, ENDLESS_ALPHA, MOST_ALPHA, STEPS_PER_EPOCH, Config, parse_pair
+from streamgd.config import (
+    AUTO_BATCH,
+    AUTO_HASHED_BATCH,
+    ENDLESS_ALPHA,
+    MOST_ALPHA,
+    STEPS_PER_EPOCH,
+    Config,
+    parse_pair,
+)
 from streamgd.errors import ConfigError
 from streamgd.losses import LOSSES
 from streamgd.optimizers import OPTIMIZERS
@@ -195,14 +204,15 @@ def test_pairs_are_written_with_a_star() -> None:
             parse_pair(wrong)
 
 
-@given(st.integers(1, 10**12))
-def test_auto_batches_leave_about_a_thousand_steps(rows: int) -> None:
-    size = Config().batch_rows(rows)
-    assert AUTO_BATCH[0] <= size <= AUTO_BATCH[1]
+@given(st.integers(1, 10**12), st.booleans(), st.sampled_from(["sgd", "adagrad", "adam"]))
+def test_auto_batches_leave_about_a_thousand_steps(rows: int, hashed: bool, optimizer: Any) -> None:
+    size = Config(optimizer=optimizer).batch_rows(rows, hashed)
+    most = AUTO_HASHED_BATCH if hashed and optimizer != "sgd" else AUTO_BATCH
+    assert 1 <= size <= most
     assert size.bit_count() == 1  # a power of two, so that a tenth more data changes nothing
     steps = rows / size
-    assert steps >= STEPS_PER_EPOCH or size == AUTO_BATCH[0]
-    assert steps < 2 * STEPS_PER_EPOCH or size == AUTO_BATCH[1]
+    assert steps >= STEPS_PER_EPOCH or size == 1
+    assert steps < 2 * STEPS_PER_EPOCH or size == most
 
 
 @given(st.integers(1, 10**12), st.integers(1, 10**9))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from sklearn import datasets
 from sklearn.linear_model import LogisticRegression
 
 import streamgd as sg
+from streamgd.config import Config
 from streamgd.data.source import ParquetSource
 from streamgd.data.table import TableSource
 from streamgd.errors import ConfigError, MissingColumn, SchemaMismatch, TargetError
+from streamgd.job import prepare, rows_of_batch
 
 from .conftest import FLIGHTS, Write
 
@@ -271,3 +274,18 @@ def test_times_in_zones_and_dates_are_calendars() -> None:
     for kind in (pa.timestamp("s"), pa.timestamp("ns", "UTC"), pa.date32()):
         table = pa.table({"at": pa.array(at, pa.timestamp("s")).cast(kind), "y": y})
         assert sg.SGDClassifier(calendar="at", epochs=20).fit(table, "y").score(table, "y") == 1
+
+
+def test_mini_batches_of_hashed_categories_are_larger() -> None:
+    """By default, of much data, and where a mini-batch has its slots together."""
+
+    def rows(config: Config, classes: int = 2, columns: tuple[str, ...] = ("c",)) -> int:
+        table = pa.table({name: [f"v{k % 5} and" for k in range(60)] for name in columns} | {"x": np.arange(60.0)})
+        table = table.append_column("y", pa.array(np.arange(60) % classes))
+        job, _ = prepare(TableSource(table), "y", config)
+        return rows_of_batch(config, job.encoder.spec, replace(job.labels, rows=1 << 21))
+
+    assert rows(Config()) == rows(Config(optimizer="adam")) == 1024
+    assert rows(Config(), columns=()) == rows(Config(), classes=3) == rows(Config(optimizer="sgd")) == 256
+    assert rows(Config(text=("t",)), columns=("c", "t")) == 256
+    assert rows(Config(batch_size=77)) == 77
