@@ -227,7 +227,7 @@ def test_the_penalty_is_of_weights_of_standardised_features(optimizer: str) -> N
     # RMSProp's steps stay as long as its rate, so that must fall.
     schedule = "invscaling" if optimizer == "rmsprop" else "constant"
     parameters = {"power_t": 0.5} if schedule == "invscaling" else {}
-    parameters |= {"batch_size": None, "learning_rate": schedule, "epochs": 3000}
+    parameters |= {"batch_size": None, "learning_rate": schedule, "epochs": 1500}
     model = fit(table, alpha=alpha, optimizer=optimizer, **parameters).model
     assert np.allclose(model.coef * job.scales.scale, other.coef_, rtol=1e-3, atol=1e-4)
 
