@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,6 @@ from .data.leftout import places, remaining
 from .data.profile import Scales, measure_scales
 from .data.rowgroups import Source
 from .data.seen import Seen
-from .data.threads import Task
 from .errors import ConfigError, NonFiniteFeature, TooManyClasses
 from .executors import Executor
 from .losses import Loss
@@ -50,35 +47,25 @@ def look(
     """
     assert encoder.target is not None
     target = encoder.target.name
-
-    def sampled(source: Source, encoder: Encoder) -> Scales:
-        source = source.with_dictionaries(encoder.spec.dictionaries)
-        return measure_scales(source, encoder, seed=config.seed, n_jobs=n_jobs)
-
-    # A scan of labels keeps one processor busy. Beside it the sample is measured, unless that depends on what the scan
-    # tells: on weights, or on row groups that are left out.
-    beside = n_jobs > 1 and encoder.weight is None and config.class_weight is None and config.on_error != "skip"
     for _ in range(LOOKS):
-        sample = Task(partial(sampled, source, replace(encoder, target=None)))
-        with ThreadPoolExecutor(1, "streamgd-sample") as pool:
-            if beside:
-                pool.submit(sample.run)
-            labels = scan_labels(
-                source,
-                target,
-                task=config.task,
-                weight=encoder.weight,
-                classes=classes,
-                n_jobs=n_jobs,
-                executor=executor,
-            )
+        labels = scan_labels(
+            source,
+            target,
+            task=config.task,
+            weight=encoder.weight,
+            classes=classes,
+            n_jobs=n_jobs,
+            executor=executor,
+        )
         source = remaining(source)
         check_classes(labels, config.loss_for(labels.task), target)
         weighed = weigh(encoder, labels, config)[0]
-        if beside:
-            scales = sample.result()
-        else:
-            scales = sampled(source, weighed if weighed.class_weight is not None else replace(weighed, target=None))
+        scales = measure_scales(
+            source.with_dictionaries(encoder.spec.dictionaries),
+            weighed if weighed.class_weight is not None else replace(weighed, target=None),
+            seed=config.seed,
+            n_jobs=n_jobs,
+        )
         _check_scales(scales, encoder)
         left = remaining(source)
         if left is source:

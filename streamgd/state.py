@@ -18,7 +18,7 @@ from .model import Model
 #: The weights enter the average so many times an epoch, with weights that grow as time to the power of ...
 SNAPSHOTS = 64
 AVERAGE_POWER = 8
-#: A thread that helps with the average of a table has so many slots to do, 2 ms: it takes a tenth of one to start.
+#: A thread that helps with the average of a table has so many slots to do, 4 ms: it takes 0.1 ms to start.
 SLOTS_A_THREAD = 1 << 20
 #: The list of slots that a mini-batch touches holds so many; if they are more, the whole table is looked through.
 MOST_TOUCHED, TOUCHED_A_ROW = 1 << 20, 1024
