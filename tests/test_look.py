@@ -15,8 +15,7 @@ from streamgd.errors import DataError, SingleClass
 from .conftest import Write, classification
 
 
-@pytest.mark.parametrize("n_jobs", [1, 2, 4])
-def test_what_is_wrong_with_labels_is_told_first(n_jobs: int, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_with_labels_is_told_first(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     def sample(*_: Any, **__: Any) -> None:
         raise DataError("the sample is bad")
 
@@ -24,6 +23,6 @@ def test_what_is_wrong_with_labels_is_told_first(n_jobs: int, write: Write, monk
     good = classification(500)
     one = good.set_column(good.column_names.index("y"), "y", pa.array(np.zeros(500, np.int8)))
     with pytest.raises(SingleClass):
-        sg.SGDClassifier(n_jobs=n_jobs).fit(write(one, "one"), "y")
+        sg.SGDClassifier().fit(write(one, "one"), "y")
     with pytest.raises(DataError, match="the sample is bad"):
-        sg.SGDClassifier(n_jobs=n_jobs).fit(write(good, "good"), "y")
+        sg.SGDClassifier().fit(write(good, "good"), "y")

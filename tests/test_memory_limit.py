@@ -228,5 +228,5 @@ def test_larger_than_a_control_group(tmp_path: Path) -> None:
 def test_any_address_space_is_enough_or_refused(tmp_path: Path) -> None:
     """None is so small that a command hangs, as OpenBLAS did without memory for its threads, or crashes."""
     limits.make_shards(tmp_path / "data", 1, 1 << 17)
-    sizes = [size * 10**6 for size in (32, 200, 500, 700, 850)]
+    sizes = [size * 10**6 for size in (32, 200, 500, 650, 760, 850, 1000)]
     check(limits.every_limit(tmp_path / "data", sizes, tmp_path), 3 * len(sizes))
