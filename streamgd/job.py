@@ -61,9 +61,8 @@ class Job:
 
     @property
     def outputs(self) -> int:
-        """Margins a row of a model: one, or one a class if there are more than two."""
-        classes = self.labels.classes
-        return 1 if classes is None or len(classes) == 2 else len(classes)
+        """Margins a row of a model."""
+        return self.labels.outputs
 
     @property
     def models(self) -> tuple[Job, ...]:
@@ -159,8 +158,8 @@ class Feed:
 
 def rows_of_batch(config: Config, spec: FeatureSpec, labels: Labels) -> int:
     """Rows a mini-batch of training on features for labels."""
-    single = labels.classes is None or len(labels.classes) <= 2
-    return config.batch_rows(labels.rows, bool(spec.group("index")) and not spec.group("text") and single)
+    hashed = bool(spec.group("index")) and not spec.group("text") and labels.outputs == 1
+    return config.batch_rows(labels.rows, hashed)
 
 
 def prepare(

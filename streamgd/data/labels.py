@@ -70,6 +70,11 @@ class Labels:
     weight_mean: float
     clustering: float
 
+    @property
+    def outputs(self) -> int:
+        """Margins a row: one, or one a class if there are more than two."""
+        return 1 if self.classes is None or len(self.classes) == 2 else len(self.classes)
+
     def target(self, name: str) -> Target:
         """How the target is encoded."""
         return Target(name, self.classes, self.mean, self.scale)
