@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ..errors import StreamgdError
 from ..features import Column
 from ..kernels import decode as kernels
+from ..kernels.plain import plain_hashes, plain_numbers
 from ..kernels.tiles import LANES
 from .buffers import CODES, floats
 from .chunks import BOOLEAN, FLOAT, STRING, Chunk, NotDirect, RawRowGroup, open_chunks, values_begin
@@ -146,10 +147,10 @@ def _cells(chunk: Chunk, cell: _Cell, values: int, stop: int, at: int, end: int)
     """Cells of the plain values between two addresses; they live until a row is done."""
     if cell.seed is not None and chunk.physical == STRING:
         out = np.empty(values, np.uint32)
-        n = int(kernels.plain_hashes(at, end, np.uint32(cell.seed), out))
+        n = int(plain_hashes(at, end, np.uint32(cell.seed), out))
     elif cell.offset is not None and chunk.kind in CODES and chunk.physical != BOOLEAN:
         out = np.empty(values, np.uint32)
-        n = int(kernels.plain_numbers(CODES[chunk.kind], at, end, cell.offset, np.float32(cell.fill), out))
+        n = int(plain_numbers(CODES[chunk.kind], at, end, cell.offset, np.float32(cell.fill), out))
     else:
         out = cell.make(chunk.values(at, end, values)).view(np.uint32)
         n = len(out)

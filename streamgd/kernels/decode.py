@@ -1,9 +1,10 @@
 """From the pages of column chunks to encoded rows, with nothing in between.
 
 A value of a page is a code of its chunk's dictionary, or stands there itself. Either way it becomes a cell of 32 bits:
-dictionaries and plain values are made cells beforehand (`plain_numbers`, `plain_hashes`), so what is left for each row
+dictionaries and plain values are made cells beforehand (`streamgd.kernels.plain`), so what is left for each row
 is to look a cell up; float32 are cells but for their offset. Rows are written by whole cache lines: 16 columns are
-decoded one after the other, some thousand rows at a time, and transposed from there.
+decoded one after the other, some thousand rows at a time, and transposed from there, or from where they are if they
+stand side by side in their page. Offsets are subtracted, and NaN filled, on the way.
 
 Nothing is believed: no address leaves its page, no code its dictionary, and what is odd ends at once. The format is
 that of Encodings.md in apache/parquet-format.
@@ -14,11 +15,8 @@ from __future__ import annotations
 import numpy as np
 
 from .codes import look_up, word_at
-from .hashing import murmur
 from .intrinsics import (
     eight_bytes_at,
-    float64_from,
-    float_from_bits,
     four_bytes_at,
     jit,
     kernel,
@@ -29,8 +27,8 @@ from .intrinsics import (
     uint8_at,
     uint32_at,
 )
-from .layout import FLOAT32, FLOAT64, INT32
-from .tiles import LANES, copy_cells, finish_streams, stream_cells, transpose_cells
+from .plain import filled
+from .tiles import LANES, copy_cells, finish_streams, stream_cells, stream_numbers, transpose_cells
 
 #: A page: address and end of its bytes, values and nulls with them, whether they are codes, whether bits say which are
 #: null (and if so, how many bytes these take, or -1 if the page says so itself), and the address of cells, and how many
@@ -274,17 +272,6 @@ def read_rows(columns, k, pages, n, bits, dense, out):
 
 
 @jit
-def _filled(values, fill):
-    """Fill what is NaN; return False if a value is infinite."""
-    infinite = np.uint32(0)
-    for i in range(len(values)):
-        size = abs(values[i])
-        infinite |= np.uint32(size == np.inf)
-        values[i] = values[i] if size < np.inf else fill
-    return infinite == 0
-
-
-@jit
 def _centred(values, offset, fill):
     """Subtract an offset of float32, fill what is NaN; return False if one is infinite, or becomes so.
 
@@ -297,7 +284,36 @@ def _centred(values, offset, fill):
     else:
         for i in range(len(values)):
             values[i] = np.float32(np.float64(values[i]) - offset)
-    return _filled(values, fill)
+    return filled(values, fill)
+
+
+@jit
+def _side_by_side(columns, k, pages):
+    """How many rows of a column may be found side by side in its page; 0 if it holds codes, or there is none."""
+    if columns[k, LEFT] == 0 and not _begin_page(columns, k, pages):
+        return np.int64(0)
+    return min(columns[k, LEFT], columns[k, _LEFT_CELLS]) if columns[k, _PLACE] != 0 else np.int64(0)
+
+
+@jit
+def _straight(columns, k, pages, n):
+    """Pass over the cells of the next n rows of a column if they stand side by side; their address, 0 if they do not.
+
+    They do not if the page ends before, or some may be null.
+    """
+    if _side_by_side(columns, k, pages) < n:
+        return np.int64(0)
+    if not columns[k, _FLAT]:
+        if columns[k, _LEVELS + _RUN_LEFT] == 0 and not _next_run(columns, k, _LEVELS):
+            return np.int64(0)
+        if columns[k, _LEVELS + _REPEATED] != 1 or columns[k, _LEVELS + _RUN_LEFT] < n:
+            return np.int64(0)
+        columns[k, _LEVELS + _RUN_LEFT] -= n
+    place = columns[k, _PLACE]
+    columns[k, LEFT] -= n
+    columns[k, _LEFT_CELLS] -= n
+    columns[k, _PLACE] += 4 * n
+    return place
 
 
 @kernel
@@ -330,90 +346,50 @@ def decode_rows(columns, pages, offsets, fills, n, line, tile, out):
     """
     stride, most = out.shape[1], tile.shape[1]
     bits, dense = np.empty(PIECE // 64 + 2, np.uint64), np.zeros(PIECE + LANES, np.uint32)
-    sources = np.full(LANES, tile[LANES].ctypes.data)
+    sources, numbers = np.full(LANES, tile[LANES].ctypes.data), np.zeros(LANES, np.uint32)
+    near, fill = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
     for k in range(len(columns)):
-        sources[columns[k, LANE]] = tile[columns[k, LANE]].ctypes.data
+        near[columns[k, LANE]], fill[columns[k, LANE]] = offsets[k], fills[k]
     whole_line, lanes = line + LANES <= stride, min(LANES, stride - line)
     aligned = (out.ctypes.data + 4 * line) % (4 * LANES) == 0 and stride % LANES == 0
-    for first in range(0, n, most):
+    first = 0
+    while first < n:
         size = min(most, n - first)
+        for k in range(len(columns)):  # pages of numbers mostly end together
+            there = _side_by_side(columns, k, pages)
+            size = min(size, max(there, LANES)) if there > 0 else size
+        size -= size % LANES if size > LANES else 0
+        whole = size if whole_line and size % LANES == 0 else 0
+        streamed, on_the_way = whole > 0 and aligned, False
         for k in range(len(columns)):
-            lane = columns[k, LANE]
-            if not read_rows(columns, k, pages, size, bits.ctypes.data, dense.ctypes.data, sources[lane]):
-                return False
-            if columns[k, RAW] and not _centred(tile[lane, :size].view(np.float32), offsets[k], fills[k]):
-                return False
-        whole = size - size % LANES if whole_line else 0
+            lane, raw, place = columns[k, LANE], columns[k, RAW] != 0, np.int64(0)
+            later = raw and streamed and np.float64(near[lane]) == offsets[k]
+            if streamed and raw == later:
+                place = _straight(columns, k, pages, size)
+            if place == 0:
+                place = tile[lane].ctypes.data
+                if not read_rows(columns, k, pages, size, bits.ctypes.data, dense.ctypes.data, place):
+                    return False
+                if raw and not later and not _centred(tile[lane, :size].view(np.float32), offsets[k], fills[k]):
+                    return False
+            sources[lane], numbers[lane] = place, np.uint32(0) - np.uint32(later)
+            on_the_way |= later
+        infinite, at = np.int64(0), out.ctypes.data + (first * stride + line) * 4
         for i in range(0, whole, LANES):
-            at = out.ctypes.data + ((first + i) * stride + line) * 4
-            if aligned:
+            if on_the_way:
+                infinite |= stream_numbers(
+                    sources.ctypes.data, i, numbers.ctypes.data, near.ctypes.data, fill.ctypes.data, at, stride
+                )
+            elif aligned:
                 stream_cells(sources.ctypes.data, i, at, stride)
             else:
                 transpose_cells(sources.ctypes.data, i, at, stride)
+            at += 4 * LANES * stride
+        if infinite != 0:
+            return False
         for i in range(whole, size):
             for lane in range(lanes):
                 out[first + i, line + lane] = uint32_at(sources[lane], i)
+        first += size
     finish_streams()
     return True
-
-
-@kernel
-def plain_numbers(code, at, end, offset, fill, out):
-    """Make cells of numbers that stand one after the other.
-
-    Parameters
-    ----------
-    code : int
-        Their type, as in `streamgd.kernels.layout`.
-    at, end : int
-        Address and end of their bytes.
-    offset : float
-        Subtracted, in float64.
-    fill : float32
-        Stands for NaN.
-    out : ndarray of uint32
-        Takes float32.
-
-    Returns
-    -------
-    int
-        Number of numbers, at most as many as ``out`` takes; -1 if one is infinite as float32.
-    """
-    n = min((end - at) // (4 if code in (FLOAT32, INT32) else 8), len(out))
-    cells = out.view(np.float32)
-    if code == FLOAT32:
-        for i in range(n):
-            cells[i] = np.float32(np.float64(float_from_bits(np.int32(four_bytes_at(at + 4 * i)))) - offset)
-    elif code == INT32:
-        for i in range(n):
-            cells[i] = np.float32(np.float64(np.int32(four_bytes_at(at + 4 * i))) - offset)
-    elif code == FLOAT64:
-        for i in range(n):
-            cells[i] = np.float32(float64_from(eight_bytes_at(at + 8 * i)) - offset)
-    else:
-        for i in range(n):
-            cells[i] = np.float32(np.float64(np.int64(eight_bytes_at(at + 8 * i))) - offset)
-    return n if _filled(cells[:n], fill) else -1
-
-
-@kernel
-def plain_hashes(at, end, seed, out):
-    """Hash strings that stand one after the other, each after its length.
-
-    Returns
-    -------
-    int
-        Number of strings, at most as many as ``out`` takes; -1 if one does not end before the end.
-    """
-    for i in range(len(out)):
-        if at == end:
-            return i
-        if end - at < 4:
-            return -1
-        size = np.int64(four_bytes_at(at))
-        at += 4
-        if size > end - at:
-            return -1
-        out[i] = murmur(at, size, seed)
-        at += size
-    return len(out)

@@ -60,6 +60,31 @@ def _transpose(builder: Any, vectors: list[Any]) -> list[Any]:
     return vectors
 
 
+def _addresses(builder: Any, columns: Any, row: Any) -> list[Any]:
+    """Where a row of 16 columns of 32 bits is, by the address of their addresses."""
+    addresses, skip = builder.inttoptr(columns, _I64.as_pointer()), builder.mul(row, _I64(4))
+    return [builder.add(builder.load(builder.gep(addresses, [_I64(k)])), skip) for k in range(LANES)]
+
+
+def _load_cells(builder: Any, address: Any) -> Any:
+    """16 cells of 32 bits, wherever they begin."""
+    return builder.load(builder.inttoptr(address, _VECTOR.as_pointer()), align=1)
+
+
+def _spread(builder: Any, array: Any, k: int) -> Any:
+    """A number of an array, in each lane."""
+    return splat(builder, builder.load(builder.gep(array, [_I64(k)])), LANES)
+
+
+def _store_rows(builder: Any, vectors: list[Any], out: Any, stride: Any, *, past_caches: bool) -> None:
+    """Write 16 columns row by row, ``stride`` cells from one to the next."""
+    for k, vector in enumerate(_transpose(builder, vectors)):
+        place = builder.inttoptr(builder.add(out, builder.mul(stride, _I64(4 * k))), _VECTOR.as_pointer())
+        store = builder.store(vector, place, align=4 * LANES if past_caches else 4)
+        if past_caches:
+            store.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
+
+
 @intrinsic
 def transpose_tile(typing_context: Any, columns: Any, row: Any, offset: Any, fill: Any, out: Any, stride: Any) -> Any:
     """Write rows ``row .. row+15`` of 16 float32 columns row by row; return 0 if every value was finite.
@@ -72,42 +97,21 @@ def transpose_tile(typing_context: Any, columns: Any, row: Any, offset: Any, fil
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         columns, row, offset, fill, out, stride = args
-        addresses = builder.inttoptr(columns, _I64.as_pointer())
-        offsets = builder.inttoptr(offset, _F32.as_pointer())
-        fills = builder.inttoptr(fill, _F32.as_pointer())
-        skip = builder.mul(row, _I64(4))
+        offsets, fills = (builder.inttoptr(address, _F32.as_pointer()) for address in (offset, fill))
         vectors, all_finite = [], None
-        for k in range(LANES):
-            address = builder.add(builder.load(builder.gep(addresses, [_I64(k)])), skip)
-            raw = builder.load(builder.inttoptr(address, _VECTOR.as_pointer()), align=4)
-            value = builder.fsub(raw, splat(builder, builder.load(builder.gep(offsets, [_I64(k)])), LANES))
+        for k, address in enumerate(_addresses(builder, columns, row)):
+            value = builder.fsub(_load_cells(builder, address), _spread(builder, offsets, k))
             finite = builder.and_(
                 builder.fcmp_ordered("<=", value, ir.Constant(_VECTOR, [_LARGEST] * LANES)),
                 builder.fcmp_ordered(">=", value, ir.Constant(_VECTOR, [-_LARGEST] * LANES)),
             )
             all_finite = finite if all_finite is None else builder.and_(all_finite, finite)
-            missing = splat(builder, builder.load(builder.gep(fills, [_I64(k)])), LANES)
-            vectors.append(builder.select(finite, value, missing))
-        for k, vector in enumerate(_transpose(builder, vectors)):
-            cell = builder.add(out, builder.mul(builder.mul(builder.add(row, _I64(k)), stride), _I64(4)))
-            builder.store(vector, builder.inttoptr(cell, _VECTOR.as_pointer()), align=4)
+            vectors.append(builder.select(finite, value, _spread(builder, fills, k)))
+        first = builder.add(out, builder.mul(builder.mul(row, stride), _I64(4)))
+        _store_rows(builder, vectors, first, stride, past_caches=False)
         return builder.zext(builder.not_(builder.bitcast(all_finite, ir.IntType(LANES))), _I64)
 
     return types.int64(*[types.int64] * 6), codegen
-
-
-def _transpose_cells(builder: Any, args: Any, past_caches: bool) -> None:
-    columns, row, out, stride = args
-    addresses = builder.inttoptr(columns, _I64.as_pointer())
-    vectors = []
-    for k in range(LANES):
-        address = builder.add(builder.load(builder.gep(addresses, [_I64(k)])), builder.mul(row, _I64(4)))
-        vectors.append(builder.load(builder.inttoptr(address, _VECTOR.as_pointer()), align=4))
-    for k, vector in enumerate(_transpose(builder, vectors)):
-        place = builder.inttoptr(builder.add(out, builder.mul(stride, _I64(4 * k))), _VECTOR.as_pointer())
-        store = builder.store(vector, place, align=4 * LANES if past_caches else 4)
-        if past_caches:
-            store.set_metadata("nontemporal", builder.module.add_metadata([_I32(1)]))
 
 
 @intrinsic
@@ -119,7 +123,9 @@ def transpose_cells(typing_context: Any, columns: Any, row: Any, out: Any, strid
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _transpose_cells(builder, args, False)
+        columns, row, out, stride = args
+        vectors = [_load_cells(builder, address) for address in _addresses(builder, columns, row)]
+        _store_rows(builder, vectors, out, stride, past_caches=False)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), codegen
@@ -133,10 +139,44 @@ def stream_cells(typing_context: Any, columns: Any, row: Any, out: Any, stride: 
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _transpose_cells(builder, args, True)
+        columns, row, out, stride = args
+        vectors = [_load_cells(builder, address) for address in _addresses(builder, columns, row)]
+        _store_rows(builder, vectors, out, stride, past_caches=True)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), codegen
+
+
+@intrinsic
+def stream_numbers(
+    typing_context: Any, columns: Any, row: Any, numbers: Any, offset: Any, fill: Any, out: Any, stride: Any
+) -> Any:
+    """`stream_cells`, where some columns are float32 that are made cells on the way; return 0 if none was infinite.
+
+    ``numbers`` is the address of 16 uint32, all ones for such columns and else 0, ``offset`` that of 16 float32 that
+    are subtracted, ``fill`` of 16 that stand for NaN.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        columns, row, numbers, offset, fill, out, stride = args
+        numbers = builder.inttoptr(numbers, _I32.as_pointer())
+        offsets, fills = (builder.inttoptr(address, _F32.as_pointer()) for address in (offset, fill))
+        bits, zeros = ir.VectorType(_I32, LANES), ir.Constant(_VECTOR, [0.0] * LANES)
+        vectors, most = [], zeros
+        for k, address in enumerate(_addresses(builder, columns, row)):
+            raw, chosen = _load_cells(builder, address), _spread(builder, numbers, k)
+            value = builder.fsub(raw, _spread(builder, offsets, k))
+            sign_off = builder.lshr(chosen, ir.Constant(bits, [1] * LANES))
+            size = builder.bitcast(builder.and_(builder.bitcast(value, bits), sign_off), _VECTOR)  # 0 of other columns
+            most = builder.select(builder.fcmp_ordered(">", size, most), size, most)
+            number = builder.fcmp_ordered("<=", size, ir.Constant(_VECTOR, [_LARGEST] * LANES))
+            cell = builder.select(builder.icmp_signed("<", chosen, ir.Constant(bits, [0] * LANES)), value, raw)
+            vectors.append(builder.select(number, cell, _spread(builder, fills, k)))
+        _store_rows(builder, vectors, out, stride, past_caches=True)
+        infinite = builder.fcmp_ordered(">", most, ir.Constant(_VECTOR, [_LARGEST] * LANES))
+        return builder.zext(builder.bitcast(infinite, ir.IntType(LANES)), _I64)
+
+    return types.int64(*[types.int64] * 7), codegen
 
 
 @intrinsic

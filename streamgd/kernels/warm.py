@@ -13,12 +13,13 @@ import numpy as np
 from llvmlite import binding
 
 from .counting import count_rows
-from .decode import COLUMN_FIELDS, PAGE_FIELDS, decode_rows, plain_hashes, plain_numbers
+from .decode import COLUMN_FIELDS, PAGE_FIELDS, decode_rows
 from .drain import drain
 from .hashing import hash_strings, hash_words, write_indices, write_pairs, write_texts
 from .layout import encode_columns, find_buffers
 from .moments import add_moments
 from .moves import find_places, list_moves
+from .plain import plain_hashes, plain_numbers
 from .problem import Problem
 from .shuffle import permutation
 from .slots import list_stretches

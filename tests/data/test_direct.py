@@ -112,11 +112,13 @@ def cases(draw: st.DrawFn) -> tuple[pa.Table, Selection, dict[str, Any]]:
 
 
 def encoder_of(table: pa.Table, source: ParquetSource, selection: Selection) -> Encoder:
-    """Any offsets and fills; they are not what is tested."""
+    """Any fills, and offsets of which every second is a float32."""
     found = find_columns(source, target="y", selection=selection)
     spec = FeatureSpec.raw(found)
     n = spec.n_features
-    spec = spec.centred(np.linspace(-0.3, 2.7, n), np.ones(n)) if n else spec
+    offsets = np.linspace(-0.3, 2.7, n)
+    offsets[::2] = offsets[::2].astype(np.float32)
+    spec = spec.centred(offsets, np.ones(n)) if n else spec
     y = table["y"].combine_chunks()
     classes = None if pa.types.is_floating(y.type) else y.unique().drop_null()
     return Encoder(spec, Target("y", classes))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgd.kernels import decode as kernels
+from streamgd.kernels.plain import plain_numbers
 from streamgd.kernels.tiles import LANES
 from tests.thrift import varint
 
@@ -164,21 +166,34 @@ def test_a_run_that_repeats_more_than_its_bits_hold_is_refused() -> None:
         assert (decode([column], [20], 16) is not None) == good
 
 
-def test_float32_are_less_their_offset_as_in_the_other_kernel() -> None:
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("offset", [0.5, 0.1])
+def test_float32_are_less_their_offset_as_in_the_other_kernel(offset: float, shift: int) -> None:
+    """Whether they go straight from their page into whole cache lines, or not."""
     values = np.random.default_rng(0).normal(size=50).astype(np.float32) * 1e5
     values[7] = np.nan
-    for offset in (0.5, 0.1):
-        column = Column(2, np.zeros(0, np.uint32))
+    expected = (values.astype(np.float64) - offset).astype(np.float32)
+    expected[7] = 9
+    for k, infinite in ((None, 0.0), (3, np.inf), (49, -np.inf)):
+        if k is not None:
+            values[k] = infinite
+        column, codes = Column(2, np.zeros(0, np.uint32)), Column(5, np.array([0x7F80_0000, 8], np.uint32))
         column.add(b"x" + values.tobytes(), 50, 1, False)  # at an odd address, after bits that say nothing is null
         column.pages[0] = (column.pages[0][0] + 1, *column.pages[0][1:4], False, 0, 0, 0)
+        codes.add(bytes([1, 50 << 1, 0]), 50)  # cells that would be infinite, were they numbers
         column.row[[kernels.RAW, kernels.LAST_PAGE]] = 1, 1
-        tile, out = np.zeros((LANES + 1, 32), np.uint32), np.zeros((50, 16), np.uint32)
-        pages, fill = np.array(column.pages, np.int64), np.array([9.0], np.float32)
-        assert kernels.decode_rows(column.row[np.newaxis], pages, np.array([offset]), fill, 50, 0, tile, out)
-        expected = (values.astype(np.float64) - offset).astype(np.float32)
-        expected[7] = 9
-        assert (out.view(np.float32)[:, 2] == expected).all()
-        numbers = np.empty(50, np.uint32)
-        at = values.ctypes.data
-        assert kernels.plain_numbers(0, at, at + values.nbytes, offset, np.float32(9), numbers) == 50
-        assert (numbers.view(np.float32) == expected).all()
+        codes.row[[kernels.NEXT_PAGE, kernels.LAST_PAGE]] = 1, 2
+        pages, fill = np.array(column.pages + codes.pages, np.int64), np.array([9.0, 0.0], np.float32)
+        memory, tile = np.zeros(51 * 16 + 16, np.uint32), np.zeros((LANES + 1, 32), np.uint32)
+        first = -(memory.ctypes.data // 4) % 16 + shift
+        out, state = memory[first : first + 50 * 16].reshape(50, 16), np.array([column.row, codes.row])
+        good = kernels.decode_rows(state, pages, np.array([offset, 0.0]), fill, 50, 0, tile, out)
+        assert good == (k is None)
+        if good:
+            assert (out.view(np.float32)[:, 2] == expected).all()
+            assert (out[:, 5] == 0x7F80_0000).all()
+            assert not out[:, [0, 1, 3, 4, *range(6, 16)]].any()
+            at = values.ctypes.data
+            numbers = np.empty(50, np.uint32)
+            assert plain_numbers(0, at, at + values.nbytes, offset, np.float32(9), numbers) == 50
+            assert (numbers.view(np.float32) == expected).all()
