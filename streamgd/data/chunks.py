@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from ..kernels import thrift
 from ..kernels.decode import BEGIN, END, LEVELS, PAGE_FIELDS
 from ..kernels.snappy import SPARE
-from ..kernels.unpack import SNAPPY, UNPACKED, list_pages, read_chunks, unpack_pages
+from ..kernels.unpack import SNAPPY, UNPACKED, list_pages, unpack_pages
 from .buffers import NARROW
 from .columns import is_string
 
 #: Codecs by their number in the footer. The LZ4 of Hadoop (5) has a frame of its own.
 CODECS = {SNAPPY: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
+_KNOWN = np.array([codec in (UNPACKED, *CODECS) for codec in range(max(CODECS) + 2)])
 #: Physical types: bits, integers, floats and strings; bytes of those that have a width.
 BOOLEAN, _INT32, _INT64, FLOAT, _DOUBLE, STRING = 0, 1, 2, 4, 5, 6
 INTEGERS = {_INT32: 4, _INT64: 8}
@@ -40,9 +41,8 @@ _PHYSICAL = {
 }
 #: Larger column chunks are not read at once, only so much where headers of pages are.
 _KEPT_BYTES, _HEADER_BYTES = 4 << 20, 4 << 10
-#: Column chunks of which more is unpacked, or with more pages, are opened one by one; row groups of less are unpacked
-#: as a whole.
-_TOGETHER_BYTES, _TOGETHER_PAGES, _LITTLE_BYTES = 64 << 20, 64, 16 << 20
+#: Row groups of which no more is unpacked, or no more a column, are unpacked as a whole.
+_LITTLE_BYTES, _LITTLE_CHUNK = 16 << 20, 64 << 10
 _NONE = np.empty(0, np.uint8)
 
 
@@ -79,38 +79,43 @@ class _Memory(threading.local):
         return self._buffer[:size]
 
 
-_memory = _Memory()
+thread_memory = _Memory()
 
 
 class Flat(NamedTuple):
-    """Columns of a shard that may be read here, by name.
+    """Columns of a shard that may be read here.
 
     Attributes
     ----------
-    types : mapping of str to pyarrow.DataType
+    places : mapping of str to int
+        Number of each column, by name.
+    types : list of pyarrow.DataType
         What values of each column are.
-    nullable : mapping of str to bool
+    nullable : ndarray of bool
         Whether a column has bits that say what is null.
-    physical : mapping of str to int
+    physical : ndarray of int64
         Physical type that it must have.
     """
 
-    types: dict[str, Any]
-    nullable: dict[str, bool]
-    physical: dict[str, int]
+    places: dict[str, int]
+    types: list[Any]
+    nullable: NDArray[np.bool_]
+    physical: NDArray[np.int64]
 
 
 def flat(columns: Sequence[str], fields: Mapping[str, Any], schema: Any) -> Flat | None:
     """What some columns of a shard are, if all may be read here: ``fields`` are the shard's, ``schema`` the data's."""
-    types = {name: _value_type(schema.field(name).type) for name in columns}
-    physical = {name: _physical(kind) for name, kind in types.items()}
-    for name, kind in types.items():
+    types = [_value_type(schema.field(name).type) for name in columns]
+    physical = [_physical(kind) for kind in types]
+    for name, kind in zip(columns, types, strict=True):
         there = fields[name].type if name in fields else None
-        if there is None or physical[name] < 0:
+        if there is None or (kind != _value_type(there) and not (is_string(kind) and is_string(there))):
             return None
-        if kind != _value_type(there) and not (is_string(kind) and is_string(there)):
-            return None
-    return Flat(types, {name: fields[name].nullable for name in columns}, physical)
+    places = {name: place for place, name in enumerate(columns)}
+    if min(physical, default=0) < 0 or len(places) < len(columns):
+        return None
+    nullable = np.array([fields[name].nullable for name in columns], np.bool_)
+    return Flat(places, types, nullable, np.array(physical, np.int64))
 
 
 def _value_type(kind: Any) -> Any:
@@ -132,7 +137,7 @@ class RawRowGroup:
     ----------
     rows : int
         Rows, as the footer says.
-    chunks : mapping of str to list of int
+    table : ndarray of int64, shape (n_columns, CHUNK_FIELDS)
         Column chunks of some columns, as `streamgd.kernels.thrift` tells them.
     flat : Flat
         What these columns are.
@@ -141,14 +146,39 @@ class RawRowGroup:
     """
 
     rows: int
-    chunks: dict[str, list[int]]
+    table: NDArray[np.int64]
     flat: Flat
     file: FileIO
 
     @cached_property
     def unpacked(self) -> int:
         """Bytes that its chunks unpack to, as the footer says."""
-        return sum(chunk[thrift.UNCOMPRESSED] for chunk in self.chunks.values())
+        return int(self.table[:, thrift.UNCOMPRESSED].sum())
+
+    @property
+    def is_little(self) -> bool:
+        """Whether it may stay unpacked until it is wanted, which memory is planned for.
+
+        Of many columns it may, since Python needs more time for each page of its own than for the rows in it.
+        """
+        return self.unpacked <= max(_LITTLE_BYTES, _LITTLE_CHUNK * len(self.table))
+
+    def are_small(self, columns: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether chunks of some columns may be read and unpacked at once, by a kernel alone.
+
+        Raises
+        ------
+        NotDirect
+            The codec or the type of one is not known here.
+        """
+        told = self.table[columns]
+        codec, size = told[:, thrift.CODEC], told[:, thrift.COMPRESSED]
+        if not _KNOWN[codec.clip(0, len(_KNOWN) - 1)].all() or min(codec.min(), size.min()) < 0:
+            raise NotDirect("codec or size")
+        if (told[:, thrift.PHYSICAL] != self.flat.physical[columns]).any():
+            raise NotDirect("type")
+        small: NDArray[np.bool_] = ((codec == UNPACKED) | (codec == SNAPPY)) & (size <= _KEPT_BYTES)
+        return small
 
     def read(self, memory: NDArray[np.uint8], at: int) -> int:
         """Fill memory with what stands from a place in the file on; return how many bytes there were."""
@@ -165,8 +195,8 @@ class Chunk:
     ----------
     raw : RawRowGroup
         Its row group.
-    name : str
-        Its column.
+    column : int
+        Number of its column.
 
     Attributes
     ----------
@@ -183,26 +213,18 @@ class Chunk:
     _rows: list[int]
     _bytes: list[int]
 
-    def __init__(self, raw: RawRowGroup, name: str) -> None:
-        self.told, self._file, self.rows = raw.chunks[name], raw, raw.rows
-        self._codec, self._begin, self.physical = (self.told[k] for k in (thrift.CODEC, thrift.START, thrift.PHYSICAL))
-        self.kind, self.nullable = raw.flat.types[name], raw.flat.nullable[name]
-        size = self.told[thrift.COMPRESSED]
-        if (self._codec and self._codec not in CODECS) or size < 0 or self.physical != raw.flat.physical[name]:
-            raise NotDirect("codec or type")
+    def __init__(self, raw: RawRowGroup, column: int) -> None:
+        self._told, self._file, self.rows = raw.table[column].tolist(), raw, raw.rows
+        self._codec, self._begin, self.physical = (self._told[k] for k in (thrift.CODEC, thrift.START, thrift.PHYSICAL))
+        self.kind, self.nullable = raw.flat.types[column], bool(raw.flat.nullable[column])
         self._alive: list[tuple[int, Any]] = []
         self._raw, self._from = _NONE, -1
         self._given = self._next = 0
 
-    @property
-    def is_small(self) -> bool:
-        """Whether it may be read and unpacked at once, by a kernel alone."""
-        return self._codec in (UNPACKED, SNAPPY) and self.told[thrift.COMPRESSED] <= _KEPT_BYTES
-
     def open(self, start: int, stop: int) -> None:
         """Read it, and unpack the pages of some rows."""
-        self._headers = self._find_headers(self.told[thrift.COMPRESSED])
-        n, unpacked = len(self._headers), self.told[thrift.UNCOMPRESSED]
+        self._headers = self._find_headers(self._told[thrift.COMPRESSED])
+        n, unpacked = len(self._headers), self._told[thrift.UNCOMPRESSED]
         pages, ends = np.empty((n, PAGE_FIELDS), np.int64), np.empty((n + 1, 2), np.int64)
         fit, plain = list_pages(self._headers, self._codec != UNPACKED, self.nullable, self.rows, unpacked, pages, ends)
         if not fit:
@@ -292,7 +314,7 @@ class Chunk:
         if header[thrift.IS_COMPRESSED] == 0 or size == prefix:
             memory = pa.py_buffer(raw.slice(body, size).to_pybytes())
         else:
-            codec = _memory.codec(self._codec)  # that of this thread: some have a state of their own
+            codec = thread_memory.codec(self._codec)  # that of this thread: some have a state of their own
             memory = codec.decompress(raw.slice(body + prefix, in_file - prefix), size - prefix)
             if prefix:  # bits of nulls are never packed in the second version
                 bits = np.frombuffer(raw.slice(body, prefix), np.uint8)
@@ -302,7 +324,7 @@ class Chunk:
 
     def _read(self, at: int, size: int) -> NDArray[np.uint8]:
         """Read some of its bytes."""
-        memory = _memory.buffer(size) if self._codec != UNPACKED else np.empty(size, np.uint8)
+        memory = thread_memory.buffer(size) if self._codec != UNPACKED else np.empty(size, np.uint8)
         if self._file.read(memory, self._begin + at) != size:
             raise NotDirect("sizes")
         self._raw, self._from = memory, at
@@ -313,7 +335,7 @@ class Chunk:
         found: list[NDArray[np.int64]] = []
         at, wanted, many = 0, size if size <= _KEPT_BYTES else _HEADER_BYTES, 0
         while at < size:
-            headers, data = _memory.headers(many), self._read(at, min(wanted, size - at))
+            headers, data = thread_memory.headers(many), self._read(at, min(wanted, size - at))
             n, then = thrift.chunk_pages(data, size - at, self._codec == SNAPPY, headers)
             if n < 0 or (n == 0 and len(data) == size - at):
                 raise NotDirect("headers")
@@ -341,43 +363,6 @@ class Chunk:
         if self.kind in NARROW:
             return pa.Array.from_buffers(pa.int32(), most, [None, data]).cast(self.kind)
         return pa.Array.from_buffers(self.kind, most, [None, data])
-
-
-def open_chunks(raw: RawRowGroup, names: Iterable[str], start: int, stop: int) -> dict[str, Chunk]:
-    """Some column chunks of a row group, with the pages of some rows unpacked.
-
-    By one call, if these are all, or what is unpacked of others may as well stay until they are wanted.
-    """
-    chunks = {name: Chunk(raw, name) for name in names}
-    waiting = list(chunks.values())
-    if (start == 0 and stop == raw.rows) or raw.unpacked <= _LITTLE_BYTES:
-        small = [chunk for chunk in waiting if chunk.is_small]
-        done = set(small[: _open_together(raw, small)])
-        waiting = [chunk for chunk in waiting if chunk not in done]
-    for chunk in waiting:
-        chunk.open(start, stop)
-    return chunks
-
-
-def _open_together(raw: RawRowGroup, chunks: list[Chunk]) -> int:
-    """Read and unpack whole column chunks; return how many of the first that was."""
-    room = sum(max(chunk.told[thrift.COMPRESSED], chunk.told[thrift.UNCOMPRESSED]) + SPARE for chunk in chunks)
-    if not chunks or room > _TOGETHER_BYTES:
-        return 0
-    table = np.array([chunk.told for chunk in chunks], np.int64)
-    nullable = np.array([chunk.nullable for chunk in chunks], np.bool_)
-    memory = pa.allocate_buffer(room)
-    headers, out = _memory.headers(0)[:_TOGETHER_PAGES], np.frombuffer(memory, np.uint8)
-    pages = np.empty((len(chunks) * len(headers), PAGE_FIELDS), np.int64)
-    ends, told = np.empty((len(pages) + len(chunks), 2), np.int64), np.zeros((len(chunks), 3), np.int64)
-    largest = _memory.buffer(int(table[:, thrift.COMPRESSED].max()))
-    n = int(read_chunks(raw.file.fileno(), table, nullable, raw.rows, largest, headers, out, pages, ends, told))
-    first = 0
-    for k, (size, plain, dictionary) in enumerate(told[:n].tolist()):
-        last = first + size
-        chunks[k].opened(memory, pages[first:last], ends[first + k : last + k + 1], bool(plain), bool(dictionary))
-        first = last
-    return n
 
 
 def _strings(at: int, end: int, most: int, kind: Any) -> Any:

@@ -13,7 +13,8 @@ import pyarrow as pa
 from ..kernels import decode as kernels
 from ..kernels import thrift
 from ..kernels.counting import count_rows
-from .chunks import INTEGERS, Chunk, NotDirect, RawRowGroup, open_chunks
+from .chunks import INTEGERS, Chunk, NotDirect, RawRowGroup
+from .openchunks import OpenChunks
 
 #: More values than these, and larger column chunks, are for Arrow to count.
 MOST_VALUES, MOST_BYTES = 1024, 4 << 20
@@ -35,10 +36,10 @@ def counted(raw: RawRowGroup, name: str) -> Counted | None:
 
 
 def _counted(raw: RawRowGroup, name: str) -> Counted | None:
-    told = raw.chunks[name]
-    if max(told[thrift.COMPRESSED], told[thrift.UNCOMPRESSED]) > MOST_BYTES:
+    place = raw.flat.places[name]
+    if raw.table[place, [thrift.COMPRESSED, thrift.UNCOMPRESSED]].max() > MOST_BYTES:
         return None
-    chunk = open_chunks(raw, [name], 0, raw.rows)[name]
+    chunk = OpenChunks(raw, np.array([place]), 0, raw.rows).chunk(0)
     if chunk.plain or chunk.dictionary is None:
         return None
     at, end, n = chunk.dictionary[[kernels.BEGIN, kernels.END, kernels.VALUES]].tolist()
@@ -48,7 +49,7 @@ def _counted(raw: RawRowGroup, name: str) -> Counted | None:
     codes, counts = np.arange(n, dtype=np.uint32), np.zeros(n + 1, np.int64)
     _, pages = chunk.pages(0, raw.rows)
     column = np.zeros((1, kernels.COLUMN_FIELDS), np.int64)
-    column[0, kernels.LAST_PAGE], column[0, kernels.TABLE : kernels.LANE] = len(pages), (codes.ctypes.data, n, n)
+    column[0, kernels.LAST_PAGE], column[0, kernels.TABLE : kernels.CELL] = len(pages), (codes.ctypes.data, n, n)
     if len(values) < n or not count_rows(column, pages, raw.rows, counts):
         return None
     found: dict[Any, float] = {}

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
 from time import thread_time
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,8 @@ from ..kernels import decode as kernels
 from ..kernels.plain import plain_hashes, plain_numbers
 from ..kernels.tiles import LANES
 from .buffers import CODES, floats
-from .chunks import BOOLEAN, FLOAT, STRING, Chunk, NotDirect, RawRowGroup, open_chunks, values_begin
+from .chunks import BOOLEAN, FLOAT, STRING, Chunk, NotDirect, RawRowGroup, values_begin
+from .openchunks import OpenChunks
 from .strings import DictionaryHashes, calendar_hashes, column_seeds, hash_values, write_pairs
 from .target import Target, leave_out, sample_weights
 
@@ -39,6 +39,9 @@ Cells = NDArray[np.uint32]
 _NAN = int(np.float32(np.nan).view(np.uint32))
 #: Rows for which pages are unpacked before they are decoded; rows that are decoded only to get past them, at a time.
 _STEP_ROWS, _PASSED_ROWS = 1 << 17, 4096
+#: Bytes of columns that are unpacked before they are decoded, if those of a cache line are not more: so they are still
+#: in the cache. Of thousands of columns with few rows, those of many lines are as much.
+_CACHED_BYTES = 1 << 20
 
 
 class _Tile(threading.local):
@@ -114,8 +117,54 @@ def _weights(values: Any, name: str, scale: float) -> NDArray[np.float32]:
     return (sample_weights(values, name, "") * scale).astype(np.float32)
 
 
-#: What becomes of columns: of each cache line its first cell, and what takes its cells.
-Recipe = tuple[tuple[int, tuple[_Cell, ...]], ...]
+class _Taken:
+    """What takes some cells of a row.
+
+    Attributes
+    ----------
+    cells : sequence of _Cell
+        They; arrays say the same of each.
+    names : list of str
+        Columns that they come from, and ``of`` says which each does.
+    """
+
+    def __init__(self, cells: Sequence[_Cell]) -> None:
+        self.cells = cells
+        places = {name: place for place, name in enumerate(dict.fromkeys(cell.name for cell in cells))}
+        self.names, self.of = list(places), np.array([places[cell.name] for cell in cells])
+        self.at = np.array([cell.cell for cell in cells])
+        self.missing = np.array([cell.missing for cell in cells])
+        self.numbers = np.array([cell.offset is not None for cell in cells])
+        self.offsets = np.array([cell.offset or 0.0 for cell in cells])
+        self.fills = np.array([cell.fill for cell in cells], np.float32)
+        self.left_out = np.array([cell.left_out for cell in cells])
+        self.needed = np.array([cell.needed for cell in cells])
+
+
+class Recipe:
+    """What becomes of columns.
+
+    Parameters
+    ----------
+    cells : sequence of _Cell
+        What takes each cell that has a column, in the order of a row.
+    """
+
+    def __init__(self, cells: Sequence[_Cell]) -> None:
+        lines: dict[int, list[_Cell]] = {}
+        for cell in cells:
+            lines.setdefault(cell.cell // LANES, []).append(cell)
+        self._lines, self._taken = list(lines.values()), dict[int, list[_Taken]]()
+
+    def taken(self, bytes_of_all: int) -> list[_Taken]:
+        """What takes some cache lines each: of columns that take so many bytes, as many lines as the cache holds."""
+        n = 1
+        while 2 * n * bytes_of_all <= len(self._lines) * _CACHED_BYTES and n < len(self._lines):
+            n *= 2
+        if n not in self._taken:
+            groups = (self._lines[first : first + n] for first in range(0, len(self._lines), n))
+            self._taken[n] = [_Taken([cell for line in lines for cell in line]) for lines in groups]
+        return self._taken[n]
 
 
 def recipe(encoder: Encoder) -> Recipe | None:
@@ -132,15 +181,7 @@ def recipe(encoder: Encoder) -> Recipe | None:
     if encoder.weight is not None:
         make = partial(_weights, name=encoder.weight, scale=encoder.weight_scale)
         cells.append(_Cell(encoder.weight, layout.w_cell, make, _NAN, needed=True))
-    lines: dict[int, list[_Cell]] = {}
-    for cell in cells:
-        lines.setdefault(cell.cell // LANES * LANES, []).append(cell)
-    return tuple((line, tuple(lines[line])) for line in sorted(lines))
-
-
-def _is_raw(cell: _Cell, chunk: Chunk) -> bool:
-    """Whether the bytes of a column are cells but for their offset."""
-    return cell.offset is not None and chunk.physical == FLOAT
+    return Recipe(sorted(cells, key=lambda cell: cell.cell))
 
 
 def _cells(chunk: Chunk, cell: _Cell, values: int, stop: int, at: int, end: int) -> Cells:
@@ -160,35 +201,32 @@ def _cells(chunk: Chunk, cell: _Cell, values: int, stop: int, at: int, end: int)
     return out[:n] if cell.placed is None else cell.placed(out[:n])
 
 
-def _address(cells: Cells) -> tuple[int, int]:
-    """Where they are, and how many."""
-    return cells.ctypes.data, len(cells)
-
-
-def _table(chunk: Chunk, cell: _Cell, raw_cells: bool) -> tuple[int, int]:
-    """Address and length of the cells of a dictionary, if there is one."""
+def _table(chunk: Chunk, cell: _Cell, raw: bool) -> tuple[int, int]:
+    """Address and number of the cells of a dictionary, if there is one."""
     if chunk.dictionary is None:
         return 0, 0
     at, end, values = chunk.dictionary[[kernels.BEGIN, kernels.END, kernels.VALUES]].tolist()
     n = (end - at) // 4
-    if not raw_cells:
-        at, n = _address(_cells(chunk, cell, values, chunk.rows, at, end))
+    if not raw:
+        cells = _cells(chunk, cell, values, chunk.rows, at, end)
+        at, n = cells.ctypes.data, len(cells)
     if n < values:
         raise NotDirect("dictionary")
     return at, n
 
 
-class _Line:
-    """Columns that make up a cache line of each row, in the order of a row group; some thousand rows are unpacked.
+class _Lines:
+    """Columns that make up some cache lines of each row, front to back; some thousand rows are unpacked.
+
+    Float32 are cells as they lie in the file, but for their offset (``_raw``). Most pages are unpacked by one call, and
+    hold all that decoding needs (``_ready``): of such columns none is an object here, since there may be thousands.
 
     Parameters
     ----------
     raw : RawRowGroup
         The row group.
-    line : int
-        First cell of the cache line.
-    cells : sequence of _Cell
-        What takes its cells.
+    taken : _Taken
+        What takes the cells.
     start, stop : int
         Rows that are wanted first.
 
@@ -198,35 +236,47 @@ class _Line:
         Seconds of thread time that decoding unpacked pages took.
     """
 
-    def __init__(self, raw: RawRowGroup, line: int, cells: Sequence[_Cell], start: int, stop: int) -> None:
-        self._line, self._done, self.decoding = line, 0, 0.0
-        self._needed = np.array([cell.needed for cell in cells])
-        self._left_out = np.array([cell.left_out for cell in cells])
-        self._columns = np.zeros((len(cells), kernels.COLUMN_FIELDS), np.int64)
-        self._offsets, self._fills = np.zeros(len(cells)), np.zeros(len(cells), np.float32)
-        stop = min(stop, start + _STEP_ROWS)
-        self._chunks = open_chunks(raw, dict.fromkeys(cell.name for cell in cells), start, stop)
-        self._cells = [(cell, self._chunks[cell.name], _is_raw(cell, self._chunks[cell.name])) for cell in cells]
-        for k, (cell, chunk, raw_cells) in enumerate(self._cells):
-            if raw_cells:
-                self._offsets[k], self._fills[k] = cell.offset, cell.fill
-            missing = _NAN if raw_cells else cell.missing
-            self._columns[k, kernels.TABLE : kernels.NULL_ROWS] = (
-                *_table(chunk, cell, raw_cells),
-                *(missing, cell.cell - line, raw_cells),
-            )
+    def __init__(self, raw: RawRowGroup, taken: _Taken, start: int, stop: int) -> None:
+        self._taken, self._done, self.decoding = taken, 0, 0.0
+        columns = np.array([raw.flat.places[name] for name in taken.names])
+        self._raw = taken.numbers & (raw.flat.physical[columns] == FLOAT)[taken.of]
+        self._chunks = OpenChunks(raw, columns, start, min(stop, start + _STEP_ROWS))
+        together, self._place = self._chunks.together, self._chunks.place[taken.of]
+        self._ready = self._place >= 0
+        self._ready[self._ready] &= self._raw[self._ready] | ~together.plain[self._place[self._ready]]
+        self._columns = np.zeros((len(taken.cells), kernels.COLUMN_FIELDS), np.int64)
+        self._columns[:, kernels.CELL], self._columns[:, kernels.RAW] = taken.at, self._raw
+        self._columns[:, kernels.MISSING] = np.where(self._raw, _NAN, taken.missing)
+        place = self._place[self._ready]
+        self._columns[self._ready, kernels.NEXT_PAGE] = together.first[place] + together.dictionary[place]
+        self._columns[self._ready, kernels.LAST_PAGE] = together.first[place + 1]
+        self._find_tables()
         self._pass_over(start)
+
+    def _find_tables(self) -> None:
+        """Find the cells of dictionaries, or make them."""
+        together, coded = self._chunks.together, self._ready & self._raw
+        others = np.flatnonzero(~coded).tolist()
+        coded[coded] = together.dictionary[self._place[coded]]
+        pages = together.pages[together.first[self._place[coded]]]
+        length = (pages[:, kernels.END] - pages[:, kernels.BEGIN]) // 4
+        if (length < pages[:, kernels.VALUES]).any():
+            raise NotDirect("dictionary")
+        self._columns[coded, kernels.TABLE], self._columns[coded, kernels.LENGTH] = pages[:, kernels.BEGIN], length
+        for k in others:
+            table = _table(self._chunks.chunk(int(self._taken.of[k])), self._taken.cells[k], bool(self._raw[k]))
+            self._columns[k, [kernels.TABLE, kernels.LENGTH]] = table
 
     def _pages(self, k: int, first: int, pages: NDArray[np.int64]) -> NDArray[np.int64]:
         """Pages of a column from the first on, plain values made cells."""
-        cell, chunk, raw_cells = self._cells[k]
-        if raw_cells or not chunk.plain:
+        chunk, cell = self._chunks.chunk(self._taken.of[k]), self._taken.cells[k]
+        if self._raw[k] or not chunk.plain:
             return pages
         pages = pages.copy()
         for i, (at, end, values, coded, _, levels, *_) in enumerate(pages.tolist()):
             if not coded:
                 cells = _cells(chunk, cell, values, chunk.end(first + i), values_begin(at, end, levels), end)
-                pages[i, kernels.CELLS], pages[i, kernels.N_CELLS] = _address(cells)
+                pages[i, kernels.CELLS], pages[i, kernels.N_CELLS] = cells.ctypes.data, len(cells)
         return pages
 
     def decode(self, start: int, n: int, out: Cells) -> int:
@@ -235,42 +285,56 @@ class _Line:
         before = self._columns[:, kernels.NULL_ROWS].copy()
         for first in range(0, n, _STEP_ROWS):
             rows = min(_STEP_ROWS, n - first)
-            unpacked = {name: chunk.pages(self._done, self._done + rows) for name, chunk in self._chunks.items()}
-            pages = [self._pages(k, *unpacked[cell.name]) for k, (cell, *_) in enumerate(self._cells)]
-            ends = list(accumulate(map(len, pages)))
-            self._columns[:, kernels.NEXT_PAGE], self._columns[:, kernels.LAST_PAGE] = [0, *ends[:-1]], ends
-            self._decode(slice(None), np.concatenate(pages), rows, out[first : first + rows], self._line)
+            pages = self._unpacked(np.flatnonzero(~self._ready).tolist(), self._done, self._done + rows)
+            self._decode(self._columns, pages, rows, out[first : first + rows])
             self._done += rows
         nulls = self._columns[:, kernels.NULL_ROWS] - before
-        if nulls[self._needed].any():
+        if nulls[self._taken.needed].any():
             raise NotDirect("weight")
-        return int(nulls[self._left_out].sum())
+        return int(nulls[self._taken.left_out].sum())
+
+    def _unpacked(self, cells: Sequence[int], start: int, stop: int) -> NDArray[np.int64]:
+        """Pages of some columns that are not ready, from row to row, after those of all that are."""
+        found, many = [self._chunks.together.pages], len(self._chunks.together.pages)
+        unpacked = {
+            of: self._chunks.chunk(of).pages(start, stop) for of in dict.fromkeys(self._taken.of[cells].tolist())
+        }
+        for k in cells:
+            found.append(self._pages(k, *unpacked[int(self._taken.of[k])]))
+            self._columns[k, [kernels.NEXT_PAGE, kernels.LAST_PAGE]] = many, many + len(found[-1])
+            many += len(found[-1])
+        return np.concatenate(found) if cells else found[0]
 
     def _pass_over(self, row: int) -> None:
-        """Go on to a later row; pages that end before it are not unpacked."""
+        """Go on to a later row; pages that end before it are passed over as a whole."""
         if row == self._done:
             return
-        for name, chunk in self._chunks.items():
-            mine = [k for k, (cell, *_) in enumerate(self._cells) if cell.name == name]
-            begin = self._done
-            if begin + self._columns[mine[0], kernels.LEFT] <= row:
-                self._columns[mine, kernels.LEFT] = 0
-                begin = chunk.seek(row)
-            if begin < row:
-                unpacked = chunk.pages(begin, row)
-                for k in mine:
-                    self._columns[k, [kernels.NEXT_PAGE, kernels.LAST_PAGE]] = 0, len(unpacked[1])
-                    self._decode(slice(k, k + 1), self._pages(k, *unpacked), row - begin, _tile.passed, 0)
+        begins, ended = np.full(len(self._taken.cells), self._done), self._done + self._columns[:, kernels.LEFT] <= row
+        self._columns[ended, kernels.LEFT] = 0
+        ready, others = ended & self._ready, ended & ~self._ready
+        pages, at = self._chunks.together.pages_at(row)
+        self._columns[ready, kernels.NEXT_PAGE], begins[ready] = pages[self._place[ready]], at[self._place[ready]]
+        for of in np.unique(self._taken.of[others]).tolist():
+            begins[others & (self._taken.of == of)] = self._chunks.chunk(of).seek(row)
+        for begin in np.unique(begins[begins < row]).tolist():
+            which = begins == begin
+            pages = self._unpacked(np.flatnonzero(which & ~self._ready).tolist(), begin, row)
+            columns = self._columns[which]
+            columns[:, kernels.CELL] %= LANES  # one over the other
+            self._decode(columns, pages, row - begin, _tile.passed, which)
+            columns[:, kernels.CELL] = self._taken.at[which]
+            self._columns[which] = columns
         self._done = row
 
-    def _decode(self, which: slice, pages: NDArray[np.int64], n: int, out: Cells, line: int) -> None:
-        """Decode rows of some of the columns; if ``out`` takes fewer rows, one over the other."""
-        most = len(out)
-        columns, offsets, fills = self._columns[which], self._offsets[which], self._fills[which]
+    def _decode(
+        self, columns: NDArray[np.int64], pages: NDArray[np.int64], n: int, out: Cells, which: Any = slice(None)
+    ) -> None:
+        """Decode rows of those columns; if ``out`` takes fewer rows, one over the other."""
+        offsets, fills, most = self._taken.offsets[which], self._taken.fills[which], len(out)
         mark = thread_time()
         while n > 0:
             rows = min(n, most)
-            if not kernels.decode_rows(columns, pages, offsets, fills, rows, line, _tile.cells, out):
+            if not kernels.decode_rows(columns, pages, offsets, fills, rows, _tile.cells, out):
                 raise NotDirect("pages")
             n -= rows
         self.decoding += thread_time() - mark
@@ -297,9 +361,10 @@ class PageRows:
     """
 
     def __init__(self, raw: RawRowGroup, recipe: Recipe, encoder: Encoder) -> None:
-        self._raw, self._recipe, self._encoder = raw, recipe, encoder
+        self._raw, self._encoder = raw, encoder
         self.done, self.decoding = 0, 0.0
-        self._lines: list[_Line | None] = [None] * len(recipe)
+        self._taken = recipe.taken(raw.unpacked)
+        self._lines: list[_Lines | None] = [None] * len(self._taken)
 
     def encode(self, n: int, out: NDArray[np.float32]) -> tuple[int, NDArray[np.int64]]:
         """Encode the next n rows into the first of ``out``.
@@ -327,13 +392,13 @@ class PageRows:
 
     def _decode(self, n: int, out: NDArray[np.float32]) -> tuple[int, NDArray[np.int64]]:
         cells, lost = out.view(np.uint32), 0
-        for i, (first, takers) in enumerate(self._recipe):
-            line = self._lines[i] or _Line(self._raw, first, takers, self.done, self.done + n)
-            before = line.decoding
-            lost += line.decode(self.done, n, cells)
-            self.decoding += line.decoding - before
+        for i, taken in enumerate(self._taken):
+            lines = self._lines[i] or _Lines(self._raw, taken, self.done, self.done + n)
+            before = lines.decoding
+            lost += lines.decode(self.done, n, cells)
+            self.decoding += lines.decoding - before
             # What is not needed again is let go of before the next columns are unpacked.
-            self._lines[i] = line if self.done + n < self._raw.rows else None
+            self._lines[i] = lines if self.done + n < self._raw.rows else None
         self.done += n
         if self._encoder.pairs[0]:
             write_pairs(*self._encoder.pairs, cells)

@@ -9,7 +9,7 @@ pages would be small even if each were all of its chunk. That costs 2 % of decod
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +47,8 @@ LIST_BYTES, VALUE_BYTES = 1 << 30, 12
 INFLATIONS = {0: 1, 1: 22, 2: 1032, 5: 255, 7: 255}
 #: Where files are remote, each header is a request of so many bytes, and two pages of a chunk stand for all.
 REMOTE_PAGES, REMOTE_BYTES = 2, 64 << 10
+#: Memory that a column of a shard takes beside its chunks: its name, its field.
+LEAF_BYTES = 500
 _ALL = 1 << 62
 
 Table = NDArray[np.int64]
@@ -84,45 +86,45 @@ class ChunkTable:
     ----------
     footer : bytes
         FileMetaData as it lies in the file.
-    metadata : pyarrow.parquet.FileMetaData
-        The same as pyarrow has it. Its ``schema`` is left alone: the two hold each other, and megabytes, until Python
-        looks for cycles.
+    parsed : pyarrow.parquet.ParquetFile
+        The same as pyarrow has it. The ``schema`` of its metadata is left alone: the two hold each other, and
+        megabytes, until Python looks for cycles.
 
     Attributes
     ----------
+    schema : pyarrow.Schema
+        Columns of the shard.
+    nbytes : int
+        Memory that it takes, about.
     to_look_at : ndarray of bool, shape (row_groups,)
         Row groups whose pages may take much memory, lists aside.
     """
 
-    def __init__(self, footer: memoryview, metadata: Any) -> None:
-        self._n, groups = metadata.num_columns, metadata.num_row_groups
+    def __init__(self, footer: memoryview, parsed: Any) -> None:
+        self.schema = parsed.schema_arrow
+        self._n, groups = parsed.metadata.num_columns, parsed.metadata.num_row_groups
         self._table = np.empty((groups * self._n, thrift.CHUNK_FIELDS), np.int64)
         self._fits = thrift.column_chunks(np.frombuffer(footer, np.uint8), self._n, self._table) == len(self._table)
-        self._leaves: list[tuple[str, bool]] = []
-        self._known: tuple[Any, Any] | None = None
-        self._wanted: tuple[Collection[str], NDArray[np.int64]] | None = None
+        self._leaves = [(field.name, nested) for field in self.schema for nested in leaves(field.type)]
+        self.nbytes = self._table.nbytes + LEAF_BYTES * len(self._leaves)
+        self._wanted: tuple[Collection[str], NDArray[np.int64], list[str], NDArray[np.bool_]] | None = None
         self.to_look_at: NDArray[np.bool_] = np.ones(groups, bool)
         if self._fits:
             self.to_look_at = bounds(self._table).reshape(groups, self._n).sum(axis=1) > LOOK
 
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """What is made of the shard, kept until another key comes."""
-        if self._known is None or self._known[0] != key:
-            self._known = key, make()
-        return self._known[1]
-
-    def of(self, row_group: int, columns: Collection[str], reader: Any, where: str) -> Chunks:
-        """Column chunks of some columns of a row group; none that is encrypted. The reader knows the shard's schema."""
-        if not self._leaves:
-            self._leaves = [(field.name, nested) for field in reader.schema_arrow for nested in leaves(field.type)]
+    def of(self, row_group: int, columns: Collection[str], where: str) -> Chunks:
+        """Column chunks of some columns of a row group; none that is encrypted."""
         if not self._fits or len(self._leaves) != self._n:
             raise UnreadableShard(f"{where}: the footer of its shard does not fit its schema; write it again")
-        if self._wanted is None or self._wanted[0] != columns:
-            names = frozenset(columns)  # of 10,000 in a list, each would be looked for along it
-            self._wanted = columns, np.flatnonzero([name in names for name, _ in self._leaves])
-        table, chosen = self._table[row_group * self._n + self._wanted[1]], [self._leaves[k] for k in self._wanted[1]]
-        chunks = Chunks(table, [name for name, _ in chosen], np.array([nested for _, nested in chosen], bool))
-        return chunks.some(table[:, ENCRYPTED] == 0) if table[:, ENCRYPTED].any() else chunks
+        wanted = self._wanted  # another thread may change it
+        if wanted is None or wanted[0] != columns:
+            known = frozenset(columns)  # of 10,000 in a list, each would be looked for along it
+            chosen = np.flatnonzero([name in known for name, _ in self._leaves])
+            names, nested = [self._leaves[k][0] for k in chosen], [self._leaves[k][1] for k in chosen]
+            wanted = self._wanted = columns, chosen, names, np.array(nested, bool)
+        _, chosen, names, lists = wanted
+        chunks = Chunks(self._table[row_group * self._n + chosen], names, lists)
+        return chunks.some(chunks.table[:, ENCRYPTED] == 0) if chunks.table[:, ENCRYPTED].any() else chunks
 
 
 def bounds(table: Table) -> NDArray[np.float64]:

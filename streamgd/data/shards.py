@@ -57,17 +57,23 @@ class Footer:
 
 
 class OpenShard(NamedTuple):
-    """An open file: a reader of its row groups, where their column chunks lie, and the file itself, by where it is."""
+    """A file that Arrow reads: a reader of its row groups, where their column chunks lie, and it itself if remote."""
 
     reader: Any
     chunks: ChunkTable
-    local: FileIO | None
     remote: RemoteFile | None
 
     @property
     def metadata(self) -> Any:
         """The footer."""
         return self.reader.metadata
+
+
+class KnownShard(NamedTuple):
+    """A local file that is read without Arrow: where its column chunks lie, and it itself."""
+
+    chunks: ChunkTable
+    file: FileIO
 
 
 class ShardFiles:
@@ -141,18 +147,25 @@ class ShardFiles:
             It is gone, or is another one than was planned with.
         """
         file, remote, tail = self._unchanged(shard)
-        metadata = _parsed(tail).metadata
-        reader, chunks = _reader(file, metadata, dictionaries), ChunkTable(_footer(tail), metadata)
-        return OpenShard(reader, chunks, self._same_file(shard, tail) if self.local else None, remote)
+        parsed = _parsed(tail)
+        return OpenShard(_reader(file, parsed.metadata, dictionaries), ChunkTable(_footer(tail), parsed), remote)
 
-    def _same_file(self, shard: int, tail: bytes) -> FileIO:
-        """A local file once more, to be read into memory of ours; it must end as it does for Arrow."""
+    def know(self, shard: int) -> KnownShard:
+        """Open a local file to be read into memory of ours.
+
+        Raises
+        ------
+        ShardChanged
+            It is gone, or is another one than was planned with.
+        """
+        file, _, tail = self._unchanged(shard)
+        file.close()
         name = f"shard {self.names[shard]}"
         with reading(name):
-            file, size = FileIO(self.paths[shard]), int(self._file_bytes[shard])
-            if os.fstat(file.fileno()).st_size != size or os.pread(file.fileno(), len(tail), size - len(tail)) != tail:
+            own, size = FileIO(self.paths[shard]), int(self._file_bytes[shard])
+            if os.fstat(own.fileno()).st_size != size or os.pread(own.fileno(), len(tail), size - len(tail)) != tail:
                 raise ShardChanged(f"{name} has changed: it was replaced while it was opened. Run again.")
-            return file
+            return KnownShard(ChunkTable(_footer(tail), _parsed(tail)), own)
 
     def open_again(
         self,
@@ -186,17 +199,17 @@ class ShardFiles:
         self,
         row_group: int,
         manifest: Manifest,
-        opened: OpenShard,
+        table: ChunkTable,
         columns: Collection[str],
         batch_rows: int,
         where: str,
     ) -> None:
         """Raise `UnreadableShard` if pages of a row group take far more memory than was planned for."""
         shard, index, rows = (int(array[row_group]) for array in (manifest.shard, manifest.index, manifest.rows))
-        if not opened.chunks.to_look_at[index] and not self._lists(manifest.schema, columns):
+        if not table.to_look_at[index] and not self._lists(manifest.schema, columns):
             return
         try:
-            chunks = opened.chunks.of(index, columns, opened.reader, where)
+            chunks = table.of(index, columns, where)
             if not self.local:  # each header is a request, so the footer is believed
                 chunks = chunks.some(chunks.says_trap())
             pages, most = self._walk(shard, chunks, where), 2 * int(manifest.bytes.max())
@@ -221,8 +234,7 @@ class ShardFiles:
             shard, index = int(manifest.shard[row_group]), int(manifest.index[row_group])
             where = f"shard {self.names[shard]}"
             with suppress(StreamgdError), reading(where):  # told when it is read
-                opened = self.open(shard)
-                chunks = opened.chunks.of(index, manifest.schema.names, opened.reader, where)
+                chunks = self.open(shard).chunks.of(index, manifest.schema.names, where)
                 chunks = chunks.some(chunks.says_large())
                 pages = self._walk(shard, chunks, where)
                 good = ~is_trap(pages)
@@ -274,7 +286,7 @@ _BEGAN = "when the job began. Put back what was there, or begin anew."
 
 def _places(opened: OpenShard, index: int, columns: Sequence[str], where: str) -> list[tuple[int, int]]:
     """Where column chunks of a row group begin, and how long they are, as the footer says."""
-    table = opened.chunks.of(index, frozenset(columns), opened.reader, where).table
+    table = opened.chunks.of(index, frozenset(columns), where).table
     return [(at, n) for at, n in table[:, [START, COMPRESSED]].tolist()]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from array import array
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext, suppress
@@ -25,9 +26,20 @@ from ..errors import ConfigError, EmptyData, SchemaMismatch, StreamgdError, Unre
 from .chunks import Flat, RawRowGroup, flat
 from .leftout import LeftOut, OnError
 from .paths import hive_column, relative_names, resolve
-from .reading import OPEN_FOOTER_BYTES, OpenFiles, abreast, broken_column, digest, let_go, marked, reading, select
+from .reading import (
+    OPEN_FOOTER_BYTES,
+    KnownFiles,
+    OpenFiles,
+    abreast,
+    broken_column,
+    digest,
+    let_go,
+    marked,
+    reading,
+    select,
+)
 from .rowgroups import Manifest, RowGroupReader, Source
-from .shards import Footer, OpenShard, ShardFiles
+from .shards import Footer, KnownShard, OpenShard, ShardFiles
 from .table import TableSource
 from .threads import available_cpus
 from .widen import bit_width, cast, merge
@@ -43,6 +55,8 @@ MANY_COLUMNS = 128
 
 #: Row groups of fewer rows are left to Arrow: reading pages here costs 20 µs of Python a column, one thread at a time.
 DIRECT_ROWS = 4096
+#: What is not sent to other processes.
+_OF_THIS_PROCESS = ("_open_files", "_known_files", "_flats")
 
 
 class ParquetSource:
@@ -99,7 +113,8 @@ class ParquetSource:
         self._files = ShardFiles(shards.filesystem, shards.paths, relative_names(shards.paths))
         self._hive = {key: hive_column([values[key] for values in shards.hive]) for key in shards.hive[0]}
         self.manifest = self._plan()
-        self._open_files = OpenFiles()
+        self._open_files, self._known_files = OpenFiles(), KnownFiles()
+        self._flats = deque[tuple[list[str], Any, Flat | None]](maxlen=4)
         self._dictionaries: frozenset[str] = frozenset()
         self._plain: set[int] = set()  # shards whose strings cannot be decoded to dictionaries
         self._selected: tuple[tuple[str, ...] | None, Any] = None, None
@@ -138,28 +153,32 @@ class ParquetSource:
     def raw(self, row_group: int, columns: Sequence[str]) -> RawRowGroup | None:
         """Some columns of a row group as they lie in its file, if they may be read without Arrow.
 
-        They may if the file is local, the row group not of very few rows, and the types of its columns are those of the
-        manifest.
+        They may if the file is local, and the types of its columns are those of the manifest.
         """
         manifest, where = self.manifest, self.describe(row_group)
         shard, index = int(manifest.shard[row_group]), int(manifest.index[row_group])
         rows = int(manifest.rows[row_group])
-        if not self._files.local or rows < DIRECT_ROWS or not self._hive.keys().isdisjoint(columns):
+        if not self._files.local or not self._hive.keys().isdisjoint(columns):
             return None
         try:
-            opened = self._opened(shard)
-            self._files.check_pages(row_group, manifest, opened, columns, rows, where)
-            chunks = opened.chunks.of(index, frozenset(columns), opened.reader, where)
+            known: KnownShard = self._known_files.get(shard, lambda: self._files.know(shard))
+            self._files.check_pages(row_group, manifest, known.chunks, columns, rows, where)
+            chunks = known.chunks.of(index, frozenset(columns), where)
         except StreamgdError:  # said when Arrow reads it
             return None
-        known = opened.chunks.once(tuple(columns), lambda: self._flat(opened, columns))
-        table = dict(zip(chunks.columns, chunks.table.tolist(), strict=True))
-        if known is None or opened.local is None or table.keys() != set(columns):
+        if len(chunks.columns) != len(columns):  # some are nested, or encrypted
             return None
-        return RawRowGroup(rows, table, known, opened.local)
+        there = self._flat(known.chunks.schema, chunks.columns)
+        return None if there is None else RawRowGroup(rows, chunks.table, there, known.file)
 
-    def _flat(self, opened: OpenShard, columns: Sequence[str]) -> Flat | None:
-        return flat(columns, {field.name: field for field in opened.reader.schema_arrow}, self.schema)
+    def _flat(self, schema: Any, columns: list[str]) -> Flat | None:
+        """What columns of shards with a schema are; of those that were asked for last it is known."""
+        for names, other, found in tuple(self._flats):
+            if names == columns and other.equals(schema):
+                return found
+        result = flat(columns, {field.name: field for field in schema}, self.schema)
+        self._flats.append((columns, schema, result))
+        return result
 
     def _opened(self, shard: int) -> OpenShard:
         """A shard that this thread has opened."""
@@ -240,10 +259,10 @@ class ParquetSource:
         return part
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_open_files"}
+        return {key: value for key, value in self.__dict__.items() if key not in _OF_THIS_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _open_files=OpenFiles())
+        self.__dict__.update(state, _open_files=OpenFiles(), _known_files=KnownFiles(), _flats=deque(maxlen=4))
 
     def _plan(self) -> Manifest:
         """Read the footers, and keep the shards that they are fit for."""
@@ -348,7 +367,7 @@ class ParquetSource:
 
         with ExitStack() as stack, reading(where, culprit):
             opened = self._opened(shard)
-            self._files.check_pages(row_group, manifest, opened, names, batch_rows, where)
+            self._files.check_pages(row_group, manifest, opened.chunks, names, batch_rows, where)
             # What `streamgd.memoryplan` plans for: the row group, or 1 MB a column of one that is too large for that.
             buffer = min(max((32 << 20) // len(names), 64 << 10), 1 << 20)
             # Of many columns buffers may hold all of it, and opening a file once more takes 5 µs a column.

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ..errors import DataError
 from ..features import Column
 from ..kernels import hashing as kernels
 from ..slotorder import SlotOrder
@@ -161,9 +162,17 @@ def parts_of_time(column: Column, values: pa.Array) -> pa.Array:
 
 
 def calendar_hashes(column: Column, values: pa.Array) -> Hashes:
-    """Hash of the part that a calendar's feature is of each time; uint32[n]. None of them is null."""
-    parts = parts_of_time(column, values).to_numpy(zero_copy_only=False)
-    hashes: Hashes = _calendar_table(column.label)[parts]
+    """Hash of the part that a calendar's feature is of each time; uint32[n]. None of them is null.
+
+    Raises
+    ------
+    DataError
+        A time is beyond all calendars.
+    """
+    parts, table = parts_of_time(column, values).to_numpy(zero_copy_only=False), _calendar_table(column.label)
+    if parts.min(initial=0) < 0 or parts.max(initial=0) >= len(table):
+        raise DataError(f"column {column.name!r} has a time beyond all calendars")
+    hashes: Hashes = table[parts]
     return hashes
 
 

@@ -36,9 +36,9 @@ from .tiles import LANES, copy_cells, finish_streams, stream_cells, stream_numbe
 BEGIN, END, VALUES, CODED, NULLS, LEVELS, CELLS, N_CELLS = range(8)
 PAGE_FIELDS = 8
 #: A column: its next page and that after its last, rows left of the page it is in; the address of its dictionary's
-#: cells and how many they are, what stands for null, the lane that takes it, whether cells are float32 less their
-#: offset, and how many nulls there were.
-NEXT_PAGE, LAST_PAGE, LEFT, TABLE, LENGTH, MISSING, LANE, RAW, NULL_ROWS = range(9)
+#: cells and how many they are, what stands for null, the cell of a row that takes it, whether cells are float32 less
+#: their offset, and how many nulls there were.
+NEXT_PAGE, LAST_PAGE, LEFT, TABLE, LENGTH, MISSING, CELL, RAW, NULL_ROWS = range(9)
 #: What its page says: whether nothing is null; the address of the next cell and how many are left, if cells are no
 #: codes; and, of the bits that say what is null and of the codes, a stream of runs each.
 _FLAT, _PLACE, _LEFT_CELLS, _LEVELS = range(9, 13)
@@ -316,59 +316,33 @@ def _straight(columns, k, pages, n):
     return place
 
 
-@kernel
-def decode_rows(columns, pages, offsets, fills, n, line, tile, out):
-    """Write the next n rows of some columns into a cache line of each row.
-
-    Parameters
-    ----------
-    columns : ndarray of int64, shape (at most 16, COLUMN_FIELDS)
-        Where each stands, which moves on.
-    pages : ndarray of int64, shape (n_pages, PAGE_FIELDS)
-        Their pages.
-    offsets : ndarray of float64
-        What is subtracted from float32 of each column ...
-    fills : ndarray of float32
-        ... and what stands for NaN.
-    n : int
-        Rows.
-    line : int
-        First cell of the cache line.
-    tile : ndarray of uint32, shape (17, a multiple of 16)
-        Room for so many rows of each lane, and zeros for lanes without a column.
-    out : ndarray of uint32, shape (>= n, stride)
-        Takes the cells; those of lanes without a column become 0.
-
-    Returns
-    -------
-    bool
-        False if the pages hold fewer rows, or are not as they should be.
-    """
+@jit
+def _decode_line(columns, first_column, last_column, pages, offsets, fills, n, line, tile, bits_at, dense_at, out):
+    """Write the next n rows of some columns into the cache line of each row that begins with cell ``line``."""
     stride, most = out.shape[1], tile.shape[1]
-    bits, dense = np.empty(PIECE // 64 + 2, np.uint64), np.zeros(PIECE + LANES, np.uint32)
     sources, numbers = np.full(LANES, tile[LANES].ctypes.data), np.zeros(LANES, np.uint32)
     near, fill = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
-    for k in range(len(columns)):
-        near[columns[k, LANE]], fill[columns[k, LANE]] = offsets[k], fills[k]
+    for k in range(first_column, last_column):
+        near[columns[k, CELL] - line], fill[columns[k, CELL] - line] = offsets[k], fills[k]
     whole_line, lanes = line + LANES <= stride, min(LANES, stride - line)
     aligned = (out.ctypes.data + 4 * line) % (4 * LANES) == 0 and stride % LANES == 0
     first = 0
     while first < n:
         size = min(most, n - first)
-        for k in range(len(columns)):  # pages of numbers mostly end together
+        for k in range(first_column, last_column):  # pages of numbers mostly end together
             there = _side_by_side(columns, k, pages)
             size = min(size, max(there, LANES)) if there > 0 else size
         size -= size % LANES if size > LANES else 0
         whole = size if whole_line and size % LANES == 0 else 0
         streamed, on_the_way = whole > 0 and aligned, False
-        for k in range(len(columns)):
-            lane, raw, place = columns[k, LANE], columns[k, RAW] != 0, np.int64(0)
+        for k in range(first_column, last_column):
+            lane, raw, place = columns[k, CELL] - line, columns[k, RAW] != 0, np.int64(0)
             later = raw and streamed and np.float64(near[lane]) == offsets[k]
             if streamed and raw == later:
                 place = _straight(columns, k, pages, size)
             if place == 0:
                 place = tile[lane].ctypes.data
-                if not read_rows(columns, k, pages, size, bits.ctypes.data, dense.ctypes.data, place):
+                if not read_rows(columns, k, pages, size, bits_at, dense_at, place):
                     return False
                 if raw and not later and not _centred(tile[lane, :size].view(np.float32), offsets[k], fills[k]):
                     return False
@@ -391,5 +365,44 @@ def decode_rows(columns, pages, offsets, fills, n, line, tile, out):
             for lane in range(lanes):
                 out[first + i, line + lane] = uint32_at(sources[lane], i)
         first += size
-    finish_streams()
     return True
+
+
+@kernel
+def decode_rows(columns, pages, offsets, fills, n, tile, out):
+    """Write the next n rows of some columns into cache lines of each row.
+
+    Parameters
+    ----------
+    columns : ndarray of int64, shape (n_columns, COLUMN_FIELDS)
+        Where each stands, which moves on. Those of a cache line follow each other.
+    pages : ndarray of int64, shape (n_pages, PAGE_FIELDS)
+        Their pages.
+    offsets : ndarray of float64
+        What is subtracted from float32 of each column ...
+    fills : ndarray of float32
+        ... and what stands for NaN.
+    n : int
+        Rows.
+    tile : ndarray of uint32, shape (17, a multiple of 16)
+        Room for so many rows of each cell of a line, and zeros for cells without a column.
+    out : ndarray of uint32, shape (>= n, stride)
+        Takes the cells; those of the same lines that have no column become 0.
+
+    Returns
+    -------
+    bool
+        False if the pages hold fewer rows, or are not as they should be.
+    """
+    bits, dense = np.empty(PIECE // 64 + 2, np.uint64), np.zeros(PIECE + LANES, np.uint32)
+    first, good = 0, True
+    while first < len(columns) and good:
+        line, last = columns[first, CELL] // LANES * LANES, first
+        while last < len(columns) and columns[last, CELL] // LANES * LANES == line:
+            last += 1
+        good = _decode_line(
+            columns, first, last, pages, offsets, fills, n, line, tile, bits.ctypes.data, dense.ctypes.data, out
+        )
+        first = last
+    finish_streams()
+    return good

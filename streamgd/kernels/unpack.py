@@ -164,9 +164,9 @@ def read_chunks(descriptor, chunks, nullable, rows, raw, headers, out, pages, en
         Room for the headers of all pages of one.
     out : ndarray of uint8
         Takes what they unpack to, each with `streamgd.kernels.snappy.SPARE`.
-    pages : ndarray of int64, shape (>= n * most, PAGE_FIELDS)
-        Takes the pages of one after those of the other, ...
-    ends : ndarray of int64, shape (>= n * (most + 1), 2)
+    pages : ndarray of int64, shape (room, PAGE_FIELDS)
+        Takes the pages of one after those of the other, as long as there is room, ...
+    ends : ndarray of int64, shape (>= room + n, 2)
         ... and what `list_pages` says of rows and bytes.
     told : ndarray of int64, shape (n, 3)
         Takes the number of pages of each, whether one of data has plain values, and whether the first is a dictionary.
@@ -190,7 +190,7 @@ def read_chunks(descriptor, chunks, nullable, rows, raw, headers, out, pages, en
                 return k
             at += n
         n, end = chunk_pages(data, size, packed, headers)
-        if n < 0 or end < size:
+        if n < 0 or end < size or first + n > len(pages):
             return k
         own, mine = pages[first : first + n], ends[first + k : first + k + n + 1]
         fit, plain = list_pages(headers[:n], packed, nullable[k], rows, unpacked, own, mine)

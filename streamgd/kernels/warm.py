@@ -62,7 +62,6 @@ def warm_up(at: Any, hashed: bool, outputs: int = 1, beside: bool = False) -> No
         np.zeros(0),
         np.zeros(0, np.float32),
         0,
-        0,
         tile.astype(np.uint32),
         np.zeros((0, LANES), np.uint32),
     )

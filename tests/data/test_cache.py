@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,16 @@ def fit(path: Any, **parameters: Any) -> tuple[Result, ParquetSource, list[str]]
     source = ParquetSource(path)
     opened: list[int] = []
     job, feed = prepare(source, "y", Config(**options).check(), weight=weight)
-    plain = feed.source.open
 
-    def counting(row_group: int, *args: Any) -> Any:
-        opened.append(row_group)
-        return plain(row_group, *args)
+    def counting(way: Callable[..., Any]) -> Any:
+        def counted(row_group: int, *args: Any) -> Any:
+            found = way(row_group, *args)
+            opened.extend([row_group] if found is not None else [])
+            return found
 
-    feed.source.open = counting  # type: ignore[method-assign]
+        return counted
+
+    feed.source.open, feed.source.raw = counting(feed.source.open), counting(feed.source.raw)  # type: ignore[method-assign]
     result = train(job, feed, State.start(job))
     result.opened = opened  # type: ignore[attr-defined]
     return result, source, feed.remarks()

@@ -16,8 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamgd.data import chunks, direct
-from streamgd.data import source as sources
+from streamgd.data import chunks, direct, openchunks
 from streamgd.data.blocks import BlockReader
 from streamgd.data.columns import find_columns
 from streamgd.data.direct import recipe
@@ -36,11 +35,6 @@ SIMPLE = (
     *(pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())),
     *(pa.date32(), pa.timestamp("ms"), pa.timestamp("us", "Europe/Paris"), pa.timestamp("ns")),
 )
-
-
-@pytest.fixture(autouse=True)
-def small_row_groups_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "DIRECT_ROWS", 1)
 
 
 def values(kind: pa.DataType) -> st.SearchStrategy[Any]:
@@ -153,7 +147,7 @@ def test_rows_are_those_of_arrow(case: tuple[pa.Table, Selection, dict[str, Any]
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
         patch.setattr(direct, "_STEP_ROWS", data.draw(st.sampled_from([1, 7, 30, 1 << 16])))
         patch.setattr(chunks, "_KEPT_BYTES", data.draw(st.sampled_from([0, 200, 4 << 20])))
-        patch.setattr(chunks, "_TOGETHER_BYTES", data.draw(st.sampled_from([0, 500, 64 << 20])))
+        patch.setattr(openchunks, "_TOGETHER_BYTES", data.draw(st.sampled_from([0, 500, 64 << 20])))
         patch.setattr(chunks, "_HEADER_BYTES", data.draw(st.sampled_from([1, 30, 4096])))
         pq.write_table(table, Path(directory) / "a.parquet", **options)
         source = ParquetSource(directory, n_jobs=1)
@@ -193,7 +187,7 @@ def test_each_thread_unpacks_by_a_codec_of_its_own(tmp_path: Path, codec: str, m
     first, second = encoder.new_rows(1000), encoder.new_rows(4000)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(lambda: list(reader.read(1000, first))).result()
-        theirs = pool.submit(lambda: dict(chunks._memory._codecs)).result()
+        theirs = pool.submit(lambda: dict(chunks.thread_memory._codecs)).result()
     own = {number: pa.Codec(chunks.CODECS[number]) for number in theirs}
     used: list[str] = []
 
@@ -205,7 +199,7 @@ def test_each_thread_unpacks_by_a_codec_of_its_own(tmp_path: Path, codec: str, m
             used.append(threading.current_thread().name)
             return own[self.number].decompress(*given)
 
-    monkeypatch.setattr(chunks._memory, "_codecs", {number: Told(number) for number in theirs})
+    monkeypatch.setattr(chunks.thread_memory, "_codecs", {number: Told(number) for number in theirs})
     list(reader.read(4000, second))
     assert used and set(used) == {threading.current_thread().name}
     assert reader._batches is None

@@ -40,8 +40,8 @@ def chunks_of(path: Path, columns: list[str]) -> Chunks:
     """Chunks of columns of the first row group."""
     data, reader = path.read_bytes(), pq.ParquetFile(path)
     length = int.from_bytes(data[-8:-4], "little")
-    table = ChunkTable(memoryview(data)[-8 - length : -8], reader.metadata)
-    return table.of(0, columns, reader, "here")
+    table = ChunkTable(memoryview(data)[-8 - length : -8], reader)
+    return table.of(0, columns, "here")
 
 
 def lie(path: Path) -> None:
@@ -233,7 +233,7 @@ def test_footers_are_let_go_with_their_files(tmp_path: Path) -> None:
     gc.disable()
     try:
         opened = source._files.open(0)
-        source._files.check_pages(0, source.manifest, opened, ["v", "x"], 100, "here")
+        source._files.check_pages(0, source.manifest, opened.chunks, ["v", "x"], 100, "here")
         kept = weakref.ref(opened.metadata)
         del opened
         assert kept() is None

@@ -56,7 +56,7 @@ GOLDEN_WHOLE = [
 
 
 class CountingSource(ParquetSource):
-    """Notes which row groups are opened."""
+    """Notes which row groups are opened, by Arrow or not."""
 
     def __init__(self, path):
         super().__init__(path, n_jobs=2)
@@ -65,6 +65,11 @@ class CountingSource(ParquetSource):
     def open(self, row_group, columns, batch_rows):
         self.opened[row_group] += 1
         return super().open(row_group, columns, batch_rows)
+
+    def raw(self, row_group, columns):
+        found = super().raw(row_group, columns)
+        self.opened[row_group] += found is not None
+        return found
 
 
 @contextmanager

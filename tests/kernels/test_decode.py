@@ -41,7 +41,7 @@ class Column:
 
     def __init__(self, lane: int, table: np.ndarray) -> None:
         self.row = np.zeros(kernels.COLUMN_FIELDS, np.int64)
-        self.row[[kernels.LANE, kernels.MISSING]] = lane, MISSING
+        self.row[[kernels.CELL, kernels.MISSING]] = lane, MISSING
         self.row[[kernels.TABLE, kernels.LENGTH]] = table.ctypes.data, len(table)
         self.pages: list[tuple[int, ...]] = []
         self.alive: list[Any] = [table]
@@ -65,7 +65,7 @@ def decode(columns: list[Column], cuts: list[int], stride: int, together: int = 
     place, table = 0, np.array(pages, np.int64)
     for cut in cuts:
         rows = out[place : place + cut]
-        if not kernels.decode_rows(state, table, np.zeros(n), np.zeros(n, np.float32), cut, 0, tile, rows):
+        if not kernels.decode_rows(state, table, np.zeros(n), np.zeros(n, np.float32), cut, tile, rows):
             return None
         place += cut
     return out
@@ -187,7 +187,7 @@ def test_float32_are_less_their_offset_as_in_the_other_kernel(offset: float, shi
         memory, tile = np.zeros(51 * 16 + 16, np.uint32), np.zeros((LANES + 1, 32), np.uint32)
         first = -(memory.ctypes.data // 4) % 16 + shift
         out, state = memory[first : first + 50 * 16].reshape(50, 16), np.array([column.row, codes.row])
-        good = kernels.decode_rows(state, pages, np.array([offset, 0.0]), fill, 50, 0, tile, out)
+        good = kernels.decode_rows(state, pages, np.array([offset, 0.0]), fill, 50, tile, out)
         assert good == (k is None)
         if good:
             assert (out.view(np.float32)[:, 2] == expected).all()
