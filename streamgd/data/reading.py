@@ -21,7 +21,8 @@ from ..shortage import is_shortage, out_of_memory
 # Opening a file costs 15-30 µs a row group of it at 28 columns, so threads keep files open; this bounds what they keep.
 OPEN_FILES = 16
 OPEN_FOOTER_BYTES = 16 << 20
-# What is known of files that are read without Arrow takes a twentieth; all threads share it.
+# What is known of files that are read without Arrow takes a twelfth of a parsed footer, and all threads share it: it is
+# within what the footers of one thread are planned with, which it then does not need.
 KNOWN_FILES, KNOWN_BYTES = 64, 64 << 20
 
 # What the operating system says when storage failed, or it had no room left: nothing about the data.
