@@ -21,9 +21,6 @@ from ..shortage import is_shortage, out_of_memory
 # Opening a file costs 15-30 µs a row group of it at 28 columns, so threads keep files open; this bounds what they keep.
 OPEN_FILES = 16
 OPEN_FOOTER_BYTES = 16 << 20
-# What is known of files that are read without Arrow takes a twelfth of a parsed footer, and all threads share it: it is
-# within what the footers of one thread are planned with, which it then does not need.
-KNOWN_FILES, KNOWN_BYTES = 64, 64 << 20
 
 # What the operating system says when storage failed, or it had no room left: nothing about the data.
 _STORAGE = {
@@ -50,29 +47,6 @@ class OpenFiles(threading.local):
         ):
             self._files.popitem(last=False)
         return self._files[shard][0]
-
-
-class KnownFiles:
-    """What is known of the files that were used last, of whatever thread."""
-
-    def __init__(self) -> None:
-        self._files: OrderedDict[int, Any] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, shard: int, find: Callable[[], Any]) -> Any:
-        """What is known of a shard, found if it is not known; of others some is forgotten if it is too much."""
-        with self._lock:
-            if shard in self._files:
-                self._files.move_to_end(shard)
-                return self._files[shard]
-        known = find()  # two threads may do so at once
-        with self._lock:
-            self._files[shard] = known
-            while len(self._files) > 1 and (
-                len(self._files) > KNOWN_FILES or sum(one.chunks.nbytes for one in self._files.values()) > KNOWN_BYTES
-            ):
-                self._files.popitem(last=False)
-        return known
 
 
 def marked(batches: Iterator[Any], where: str) -> Iterator[Any]:

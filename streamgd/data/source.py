@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import os
 from array import array
-from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext, suppress
@@ -23,12 +22,12 @@ from numpy.typing import NDArray
 
 from ..crash import decoding
 from ..errors import ConfigError, EmptyData, SchemaMismatch, StreamgdError, UnreadableShard
-from .chunks import Flat, RawRowGroup, flat
+from .chunks import RawRowGroup
+from .known import KnownShards
 from .leftout import LeftOut, OnError
 from .paths import hive_column, relative_names, resolve
 from .reading import (
     OPEN_FOOTER_BYTES,
-    KnownFiles,
     OpenFiles,
     abreast,
     broken_column,
@@ -39,7 +38,7 @@ from .reading import (
     select,
 )
 from .rowgroups import Manifest, RowGroupReader, Source
-from .shards import Footer, KnownShard, OpenShard, ShardFiles
+from .shards import Footer, OpenShard, ShardFiles
 from .table import TableSource
 from .threads import available_cpus
 from .widen import bit_width, cast, merge
@@ -52,11 +51,6 @@ COLUMNS_AT_ONCE = 4
 # More columns are one reader's: each reader and each column that Python holds costs some µs a record batch (of 1,000
 # columns 3.4 µs a row, 4.4 in groups of 4).
 MANY_COLUMNS = 128
-
-#: Row groups of fewer rows are left to Arrow: reading pages here costs 20 µs of Python a column, one thread at a time.
-DIRECT_ROWS = 4096
-#: What is not sent to other processes.
-_OF_THIS_PROCESS = ("_open_files", "_known_files", "_flats")
 
 
 class ParquetSource:
@@ -113,8 +107,7 @@ class ParquetSource:
         self._files = ShardFiles(shards.filesystem, shards.paths, relative_names(shards.paths))
         self._hive = {key: hive_column([values[key] for values in shards.hive]) for key in shards.hive[0]}
         self.manifest = self._plan()
-        self._open_files, self._known_files = OpenFiles(), KnownFiles()
-        self._flats = deque[tuple[list[str], Any, Flat | None]](maxlen=4)
+        self._open_files, self._known = OpenFiles(), KnownShards()
         self._dictionaries: frozenset[str] = frozenset()
         self._plain: set[int] = set()  # shards whose strings cannot be decoded to dictionaries
         self._selected: tuple[tuple[str, ...] | None, Any] = None, None
@@ -155,30 +148,9 @@ class ParquetSource:
 
         They may if the file is local, and the types of its columns are those of the manifest.
         """
-        manifest, where = self.manifest, self.describe(row_group)
-        shard, index = int(manifest.shard[row_group]), int(manifest.index[row_group])
-        rows = int(manifest.rows[row_group])
         if not self._files.local or not self._hive.keys().isdisjoint(columns):
             return None
-        try:
-            known: KnownShard = self._known_files.get(shard, lambda: self._files.know(shard))
-            self._files.check_pages(row_group, manifest, known.chunks, columns, rows, where)
-            chunks = known.chunks.of(index, frozenset(columns), where)
-        except StreamgdError:  # said when Arrow reads it
-            return None
-        if len(chunks.columns) != len(columns):  # some are nested, or encrypted
-            return None
-        there = self._flat(known.chunks.schema, chunks.columns)
-        return None if there is None else RawRowGroup(rows, chunks.table, there, known.file)
-
-    def _flat(self, schema: Any, columns: list[str]) -> Flat | None:
-        """What columns of shards with a schema are; of those that were asked for last it is known."""
-        for names, other, found in tuple(self._flats):
-            if names == columns and other.equals(schema):
-                return found
-        result = flat(columns, {field.name: field for field in schema}, self.schema)
-        self._flats.append((columns, schema, result))
-        return result
+        return self._known.row_group(self._files, self.manifest, row_group, columns, self.describe(row_group))
 
     def _opened(self, shard: int) -> OpenShard:
         """A shard that this thread has opened."""
@@ -259,10 +231,10 @@ class ParquetSource:
         return part
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in _OF_THIS_PROCESS}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_open_files", "_known")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _open_files=OpenFiles(), _known_files=KnownFiles(), _flats=deque(maxlen=4))
+        self.__dict__.update(state, _open_files=OpenFiles(), _known=KnownShards())
 
     def _plan(self) -> Manifest:
         """Read the footers, and keep the shards that they are fit for."""
