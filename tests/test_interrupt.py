@@ -15,7 +15,8 @@ import pytest
 
 from .conftest import TOP, Write, classification
 
-#: Before the command runs: the Nth row group of training takes for ever, deep in a system call that nobody can end.
+#: Before the command runs: the Nth row group of training, which Arrow reads, takes for ever, deep in a system call that
+#: nobody can end.
 BLOCKED = """
 import ctypes, sys, time
 from streamgd.data.source import ParquetSource
@@ -28,7 +29,7 @@ def block(self, *args):
             print("blocked", file=sys.stderr, flush=True)
             ctypes.CDLL(None).sleep(1000)
     yield from batches(self, *args)
-ParquetSource._batches = block
+ParquetSource._batches, ParquetSource.raw = block, lambda *args: None
 TRAINING = []
 watching = keeper.Keeper.watching
 def watch(self, *args):
@@ -193,6 +194,11 @@ def crash(self, *args, **kwargs):
         yield batch
 pq.ParquetFile.iter_batches = crash
 """
+CRASH_WITHOUT_ARROW = """
+import ctypes
+from streamgd.data.direct import PageRows
+PageRows.encode = lambda *args: ctypes.CDLL(None).memset(8, 1, 100)
+"""
 HOWS = {
     "SIGSEGV": "ctypes.CDLL(None).memset(8, 1, 100)",
     "SIGABRT": "ctypes.CDLL(None).abort()",
@@ -218,6 +224,12 @@ def test_a_crash_of_the_decoder_is_an_error_that_names_the_shard(
     assert code == 3, err
     assert said["error"] == "UnreadableShard" and said["exit_code"] == 3
     assert "crashes the decoder (SIG" in said["message"] and "shard part-0" in said["message"]
+
+
+def test_a_crash_without_arrow_is_one_too(data: Path) -> None:
+    code, said, err = ended(start(CRASH_WITHOUT_ARROW, *arguments(data, None)))
+    assert code == 3, err
+    assert "crashes the decoder (SIGSEGV" in said["message"] and "shard part-0" in said["message"]
 
 
 @pytest.mark.parametrize("what", ["boundaries", "kills", "signals", "damage", "hostile"])

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..crash import decoding
 from .chunks import NotDirect
 from .direct import PageRows, Recipe
 from .encode import Encoder
@@ -77,7 +78,8 @@ class BlockReader:
         if self._pages is not None:
             before = self._pages.decoding
             try:
-                kept, dropped = self._pages.encode(n, out)
+                with decoding(self._source.describe(self._row_group)):
+                    kept, dropped = self._pages.encode(n, out)
             except NotDirect:
                 self._pages = None  # nothing of this piece stands
             else:
