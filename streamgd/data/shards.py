@@ -234,7 +234,8 @@ class ShardFiles:
             shard, index = int(manifest.shard[row_group]), int(manifest.index[row_group])
             where = f"shard {self.names[shard]}"
             with suppress(StreamgdError), reading(where):  # told when it is read
-                chunks = self.open(shard).chunks.of(index, manifest.schema.names, where)
+                table = (self.know(shard) if self.local else self.open(shard)).chunks
+                chunks = table.of(index, manifest.schema.names, where)
                 chunks = chunks.some(chunks.says_large())
                 pages = self._walk(shard, chunks, where)
                 good = ~is_trap(pages)
