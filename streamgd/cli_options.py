@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -130,110 +131,118 @@ def _log_json(wanted: bool) -> bool:
     return wanted
 
 
+# What options are told under: those of training alone fill some screens.
+_model, _features, _steps, _stopping, _resources, _lasting, _cluster = (
+    partial(typer.Option, rich_help_panel=title)
+    for title in (
+        "What is learned",
+        "Features",
+        "How it is learned",
+        "When to stop",
+        "Threads and memory",
+        "Jobs that last",
+        "A Dask cluster",
+    )
+)
+
 Shards = Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Files, directories, globs or URIs.")]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file that train wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; the log goes to standard error.")]
-Threads = Annotated[int | None, typer.Option(help="Threads; all processors by default. They never change a result.")]
+Threads = Annotated[int | None, _resources(help="Threads; all processors by default. They never change a result.")]
 Limit = Annotated[
-    str | None, typer.Option(help="Bound for the whole process, such as 1GB; a quarter of the memory by default.")
+    str | None, _resources(help="Bound for the whole process, such as 1GB; a quarter of the memory by default.")
 ]
-Drop = Annotated[list[str] | None, typer.Option(metavar="COLS", help="Columns that are not features, with commas.")]
+Drop = Annotated[list[str] | None, _features(metavar="COLS", help="Columns that are not features, with commas.")]
 Target = Annotated[str, typer.Option(metavar="COL", help="Column to predict.")]
-Task = Annotated[str | None, typer.Option(help="classification or regression; by default by the type of the target.")]
+Task = Annotated[str | None, _model(help="classification or regression; by default by the type of the target.")]
 Loss = Annotated[
     str | None,
-    typer.Option(
+    _model(
         help="log_loss (the default), hinge, squared_hinge, modified_huber or perceptron; squared_error (the "
         "default), huber, epsilon_insensitive, quantile or poisson."
     ),
 ]
 Optimizer = Annotated[
     str | None,
-    typer.Option(
+    _steps(
         help="adagrad (the default), sgd, momentum, nesterov, rmsprop, adam, ftrl (the default with l1); lbfgs "
         "takes whole passes."
     ),
 ]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the data; 5, and at most 1000 of lbfgs.")]
-Polish = Annotated[int | None, typer.Option(help="Passes of L-BFGS afterwards, at most; 100 for few rows by default.")]
-BatchSize = Annotated[str, typer.Option(help="Rows a step; 'all' is batch gradient descent.")]
-Alpha = Annotated[float | None, typer.Option(help="Factor of the penalty; 1 / (sum of the rows' weights) by default.")]
-Penalty = Annotated[str, typer.Option(help="l2, l1, elasticnet or none.")]
-L1Ratio = Annotated[float | None, typer.Option(help="Share of l1 in elasticnet; 0.15 by default.")]
-Eta0 = Annotated[
-    float | None, typer.Option(help="Initial learning rate for scaled features; by default from the data.")
-]
-LearningRate = Annotated[str | None, typer.Option(help="Schedule: constant, invscaling, optimal, cosine or step.")]
-PowerT = Annotated[float | None, typer.Option(help="Exponent of invscaling; 0.25 by default.")]
-Decay = Annotated[float | None, typer.Option(help="Factor an epoch of step; 0.5 by default.")]
-WarmupSteps = Annotated[int, typer.Option(help="Steps in which the learning rate rises to what it will be.")]
-Momentum = Annotated[float | None, typer.Option(help="For momentum and nesterov; 0.9 by default.")]
-Beta1 = Annotated[float | None, typer.Option("--beta-1", help="For adam; 0.9 by default.")]
-Beta2 = Annotated[float | None, typer.Option("--beta-2", help="For adam and rmsprop; 0.999 and 0.99 by default.")]
-ClipNorm = Annotated[float | None, typer.Option(help="Longest gradient of a mini-batch.")]
+Epochs = Annotated[int | None, _steps(help="Passes over the data; 5, and at most 1000 of lbfgs.")]
+Polish = Annotated[int | None, _steps(help="Passes of L-BFGS afterwards, at most; 100 for few rows by default.")]
+BatchSize = Annotated[str, _steps(help="Rows a step; 'all' is batch gradient descent.")]
+Alpha = Annotated[float | None, _model(help="Factor of the penalty; 1 / (sum of the rows' weights) by default.")]
+Penalty = Annotated[str, _model(help="l2, l1, elasticnet or none.")]
+L1Ratio = Annotated[float | None, _model(help="Share of l1 in elasticnet; 0.15 by default.")]
+Eta0 = Annotated[float | None, _steps(help="Initial learning rate for scaled features; by default from the data.")]
+LearningRate = Annotated[str | None, _steps(help="Schedule: constant, invscaling, optimal, cosine or step.")]
+PowerT = Annotated[float | None, _steps(help="Exponent of invscaling; 0.25 by default.")]
+Decay = Annotated[float | None, _steps(help="Factor an epoch of step; 0.5 by default.")]
+WarmupSteps = Annotated[int, _steps(help="Steps in which the learning rate rises to what it will be.")]
+Momentum = Annotated[float | None, _steps(help="For momentum and nesterov; 0.9 by default.")]
+Beta1 = Annotated[float | None, _steps("--beta-1", help="For adam; 0.9 by default.")]
+Beta2 = Annotated[float | None, _steps("--beta-2", help="For adam and rmsprop; 0.999 and 0.99 by default.")]
+ClipNorm = Annotated[float | None, _steps(help="Longest gradient of a mini-batch.")]
 Epsilon = Annotated[
     float | None,
-    typer.Option(help="Of huber and epsilon_insensitive, in units of the target; 1.35 and 0.1 of its deviation."),
+    _model(help="Of huber and epsilon_insensitive, in units of the target; 1.35 and 0.1 of its deviation."),
 ]
-Quantile = Annotated[float | None, typer.Option(help="Of loss quantile; 0.5 by default.")]
-Average = Annotated[bool | None, typer.Option(help="Whether the model is an average of the weights over training.")]
-FitIntercept = Annotated[bool, typer.Option("--intercept/--no-intercept", help="Whether to fit one.")]
-Standardize = Annotated[bool, typer.Option(help="Whether steps and penalty are of scaled features.")]
+Quantile = Annotated[float | None, _model(help="Of loss quantile; 0.5 by default.")]
+Average = Annotated[bool | None, _steps(help="Whether the model is an average of the weights over training.")]
+FitIntercept = Annotated[bool, _model("--intercept/--no-intercept", help="Whether to fit one.")]
+Standardize = Annotated[bool, _model(help="Whether steps and penalty are of scaled features.")]
 ClassWeight = Annotated[
-    str | None, typer.Option(help="balanced, or a JSON object of labels and weights such as '{\"1\": 5}'.")
+    str | None, _model(help="balanced, or a JSON object of labels and weights such as '{\"1\": 5}'.")
 ]
-Shuffle = Annotated[bool, typer.Option(help="Whether rows come in a random order.")]
-WindowRows = Annotated[int | None, typer.Option(help="Rows that are shuffled together; by default from the data.")]
+Shuffle = Annotated[bool, _steps(help="Whether rows come in a random order.")]
+WindowRows = Annotated[int | None, _steps(help="Rows that are shuffled together; by default from the data.")]
 Validation = Annotated[
-    list[str] | None, typer.Option(metavar="SHARDS", help="Shards on which to stop early; may be repeated.")
+    list[str] | None, _stopping(metavar="SHARDS", help="Shards on which to stop early; may be repeated.")
 ]
 EarlyStopping = Annotated[
-    bool, typer.Option("--early-stopping", help="Stop early on held-out row groups if there is no --validation.")
+    bool, _stopping("--early-stopping", help="Stop early on held-out row groups if there is no --validation.")
 ]
 Categorical = Annotated[
     list[str] | None,
-    typer.Option(metavar="COLS", help="Integers that are categories, with commas; strings are anyway."),
+    _features(metavar="COLS", help="Integers that are categories, with commas; strings are anyway."),
 ]
-Text = Annotated[
-    list[str] | None, typer.Option(metavar="COLS", help="Strings that are texts: words, and pairs of them.")
-]
+Text = Annotated[list[str] | None, _features(metavar="COLS", help="Strings that are texts: words, and pairs of them.")]
 Calendar = Annotated[
-    list[str] | None, typer.Option(metavar="COLS", help="Dates and times: month, weekday, hour as categories.")
+    list[str] | None, _features(metavar="COLS", help="Dates and times: month, weekday, hour as categories.")
 ]
 Interactions = Annotated[
-    list[str] | None, typer.Option(metavar="PAIRS", help="Pairs of features such as carrier*origin, with commas.")
+    list[str] | None, _features(metavar="PAIRS", help="Pairs of features such as carrier*origin, with commas.")
 ]
 MissingIndicator = Annotated[
-    bool, typer.Option("--missing-indicator", help="A 0/1 feature for each number that has gaps.")
+    bool, _features("--missing-indicator", help="A 0/1 feature for each number that has gaps.")
 ]
 HashBits = Annotated[
-    int | None, typer.Option(help="2^B weights for hashed features; by default from the data, at most 28.")
+    int | None, _features(help="2^B weights for hashed features; by default from the data, at most 28.")
 ]
-Weight = Annotated[str | None, typer.Option(metavar="COL", help="Column of sample weights.")]
+Weight = Annotated[str | None, _model(metavar="COL", help="Column of sample weights.")]
 Cache = Annotated[
     str,
-    typer.Option(
+    _resources(
         metavar="auto|none|DIR",
         help="Where the first epoch leaves encoded rows for later ones; a directory is kept.",
     ),
 ]
 OnError = Annotated[
     str,
-    typer.Option(
+    _lasting(
         metavar="raise|skip",
         help="Whether row groups and shards that cannot be read or encoded end the job, or are left out and counted.",
     ),
 ]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Keep what was learned here, now and then and when SIGTERM or Ctrl-C comes."),
+    _lasting(metavar="DIR", help="Keep what was learned here, now and then and when SIGTERM or Ctrl-C comes."),
 ]
-CheckpointSeconds = Annotated[
-    float | None, typer.Option(help="Seconds from one checkpoint to the next; 60 by default.")
-]
-CheckpointRows = Annotated[int | None, typer.Option(help="Rows from one checkpoint to the next, at most.")]
+CheckpointSeconds = Annotated[float | None, _lasting(help="Seconds from one checkpoint to the next; 60 by default.")]
+CheckpointRows = Annotated[int | None, _lasting(help="Rows from one checkpoint to the next, at most.")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the newest checkpoint; from the start if there is none.")
+    bool, _lasting("--resume", help="Go on from the newest checkpoint; from the start if there is none.")
 ]
 LogJson = Annotated[
     bool,
@@ -242,22 +251,20 @@ LogJson = Annotated[
     ),
 ]
 Partitions = Annotated[
-    int | None, typer.Option(help="Streams that rows are dealt to, each trained on its own thread between rounds.")
+    int | None, _resources(help="Streams that rows are dealt to, each trained on its own thread between rounds.")
 ]
 Cluster = Annotated[
     str | None,
-    typer.Option(
+    _cluster(
         metavar="local:N|tcp://...",
         help="Work on N processes of this machine, or on the workers of a Dask scheduler, which read the shards.",
     ),
 ]
-TlsCa = Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate authority of a tls:// scheduler (PEM).")]
-TlsCert = Annotated[Path | None, typer.Option(metavar="FILE", help="Certificate to show to a tls:// scheduler.")]
-TlsKey = Annotated[Path | None, typer.Option(metavar="FILE", help="Key of the certificate.")]
-Dashboard = Annotated[
-    bool, typer.Option("--dashboard", help="Dask's dashboard on 127.0.0.1:8787, with --cluster local:N.")
-]
-Seed = Annotated[int, typer.Option(help="Order of the rows; equal seeds give equal weights.")]
+TlsCa = Annotated[Path | None, _cluster(metavar="FILE", help="Certificate authority of a tls:// scheduler (PEM).")]
+TlsCert = Annotated[Path | None, _cluster(metavar="FILE", help="Certificate to show to a tls:// scheduler.")]
+TlsKey = Annotated[Path | None, _cluster(metavar="FILE", help="Key of the certificate.")]
+Dashboard = Annotated[bool, _cluster("--dashboard", help="Dask's dashboard on 127.0.0.1:8787, with --cluster local:N.")]
+Seed = Annotated[int, _steps(help="Order of the rows; equal seeds give equal weights.")]
 ModelOut = Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write the model.")]
 ConfigFile = Annotated[
     Path | None,

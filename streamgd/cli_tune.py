@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from time import perf_counter
@@ -16,8 +17,9 @@ from . import cli_options as opt
 from .cli_options import columns_of, print_result, reporting
 from .errors import ConfigError
 
-Values = Annotated[str | None, typer.Option(metavar="A,B,...", help="One or more values, with commas.")]
-Words = Annotated[str | None, typer.Option(metavar="A,B,...", help="One or more of l2, l1, elasticnet, none.")]
+_tuned = partial(typer.Option, metavar="A,B,...", rich_help_panel="What is tuned")
+Values = Annotated[str | None, _tuned(help="One or more values, with commas.")]
+Words = Annotated[str | None, _tuned(help="One or more of l2, l1, elasticnet, none.")]
 Halving = Annotated[
     bool, typer.Option("--halving/--no-halving", help="Drop the worse half at ..., a quarter and half of the rows.")
 ]
@@ -34,8 +36,8 @@ def tune(
     decay: Values = None,
     warmup_steps: Values = None,
     momentum: Values = None,
-    beta_1: Annotated[str | None, typer.Option("--beta-1", metavar="A,B,...", help="As before.")] = None,
-    beta_2: Annotated[str | None, typer.Option("--beta-2", metavar="A,B,...", help="As before.")] = None,
+    beta_1: Annotated[str | None, _tuned("--beta-1", help="One or more values, with commas.")] = None,
+    beta_2: Annotated[str | None, _tuned("--beta-2", help="One or more values, with commas.")] = None,
     clip_norm: Values = None,
     halving: Halving = True,
     task: opt.Task = None,

@@ -63,6 +63,12 @@ class Model:
     class_type: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Tell what it is, not its weights."""
+        features = "" if not self.spec.n_features else f", {self.spec.n_features:,} dense features"
+        hashed = "" if self.hashed is None else f", {len(self.hashed):,} hashed weights"
+        return f"<Model of {self.target!r}: {self.task} by {self.loss}{features}{hashed}>"
+
     @property
     def n_outputs(self) -> int:
         """Margins a row."""

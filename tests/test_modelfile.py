@@ -385,3 +385,7 @@ print(estimator.model_.target)
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False
     )
     assert done.stdout.strip() == "trap", done.stderr
+
+
+def test_a_model_is_told_without_its_weights() -> None:
+    assert repr(SMALL).startswith(f"<Model of {SMALL.target!r}: ") and "array" not in repr(SMALL)
