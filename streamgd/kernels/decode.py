@@ -289,18 +289,16 @@ def _centred(values, offset, fill):
 
 @jit
 def _side_by_side(columns, k, pages):
-    """How many rows of a column may be found side by side in its page; 0 if it holds codes, or there is none."""
+    """How many rows of a column stand side by side in its page; 0 if some are null, if it holds codes, or is none."""
     if columns[k, LEFT] == 0 and not _begin_page(columns, k, pages):
         return np.int64(0)
-    return min(columns[k, LEFT], columns[k, _LEFT_CELLS]) if columns[k, _PLACE] != 0 else np.int64(0)
+    there = columns[k, _PLACE] != 0 and columns[k, _LEFT_CELLS] >= columns[k, LEFT]
+    return columns[k, LEFT] if there else np.int64(0)
 
 
 @jit
 def _straight(columns, k, pages, n):
-    """Pass over the cells of the next n rows of a column if they stand side by side; their address, 0 if they do not.
-
-    They do not if the page ends before, or some may be null.
-    """
+    """Pass over the cells of the next n rows of a column if they stand side by side; their address, or 0."""
     if _side_by_side(columns, k, pages) < n:
         return np.int64(0)
     if not columns[k, _FLAT]:
