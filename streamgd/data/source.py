@@ -215,7 +215,7 @@ class ParquetSource:
         """Restrict the source to some of its row groups, numbered anew."""
         part = copy.copy(self)
         part.manifest = self.manifest.take(row_groups)
-        part._open_files = self._open_files
+        part._open_files, part._known = self._open_files, self._known
         return part
 
     def with_dictionaries(self, columns: Sequence[str]) -> Self:
@@ -227,7 +227,7 @@ class ParquetSource:
         if wanted == self._dictionaries:
             return self
         part = copy.copy(self)
-        part._dictionaries, part._open_files = wanted, OpenFiles()
+        part._dictionaries, part._known = wanted, self._known  # its files are opened otherwise
         return part
 
     def __getstate__(self) -> dict[str, Any]:
