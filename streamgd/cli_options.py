@@ -131,19 +131,14 @@ def _log_json(wanted: bool) -> bool:
     return wanted
 
 
-# What options are told under: those of training alone fill some screens.
-_model, _features, _steps, _stopping, _resources, _lasting, _cluster = (
-    partial(typer.Option, rich_help_panel=title)
-    for title in (
-        "What is learned",
-        "Features",
-        "How it is learned",
-        "When to stop",
-        "Threads and memory",
-        "Jobs that last",
-        "A Dask cluster",
-    )
-)
+def _under(title: str) -> Any:
+    """Options that are told under a title: those of training alone fill some screens."""
+    return partial(typer.Option, rich_help_panel=title)
+
+
+_model, _features, _steps = _under("What is learned"), _under("Features"), _under("How it is learned")
+_stopping, _resources = _under("When to stop"), _under("Threads and memory")
+_lasting, _cluster = _under("Jobs that last"), _under("A Dask cluster")
 
 Shards = Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Files, directories, globs or URIs.")]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file that train wrote.")]

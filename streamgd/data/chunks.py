@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
@@ -103,13 +103,14 @@ class Flat(NamedTuple):
     physical: NDArray[np.int64]
 
 
-def flat(columns: Sequence[str], fields: Mapping[str, Any], schema: Any) -> Flat | None:
-    """What some columns of a shard are, if all may be read here: ``fields`` are the shard's, ``schema`` the data's."""
-    types = [_value_type(schema.field(name).type) for name in columns]
+def flat(columns: Sequence[str], schema: Any, wanted: Any) -> Flat | None:
+    """What some columns of a shard are, if all may be read here: ``schema`` is the shard's, ``wanted`` the data's."""
+    fields = {field.name: field for field in schema}
+    types = [_value_type(wanted.field(name).type) for name in columns]
     physical = [_physical(kind) for kind in types]
     for name, kind in zip(columns, types, strict=True):
-        there = fields[name].type if name in fields else None
-        if there is None or (kind != _value_type(there) and not (is_string(kind) and is_string(there))):
+        there = _value_type(fields[name].type)
+        if kind != there and not (is_string(kind) and is_string(there)):
             return None
     places = {name: place for place, name in enumerate(columns)}
     if min(physical, default=0) < 0 or len(places) < len(columns):

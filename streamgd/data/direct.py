@@ -201,20 +201,6 @@ def _cells(chunk: Chunk, cell: _Cell, values: int, stop: int, at: int, end: int)
     return out[:n] if cell.placed is None else cell.placed(out[:n])
 
 
-def _table(chunk: Chunk, cell: _Cell, raw: bool) -> tuple[int, int]:
-    """Address and number of the cells of a dictionary, if there is one."""
-    if chunk.dictionary is None:
-        return 0, 0
-    at, end, values = chunk.dictionary[[kernels.BEGIN, kernels.END, kernels.VALUES]].tolist()
-    n = (end - at) // 4
-    if not raw:
-        cells = _cells(chunk, cell, values, chunk.rows, at, end)
-        at, n = cells.ctypes.data, len(cells)
-    if n < values:
-        raise NotDirect("dictionary")
-    return at, n
-
-
 class _Lines:
     """Columns that make up some cache lines of each row, front to back; some thousand rows are unpacked.
 
@@ -255,21 +241,26 @@ class _Lines:
 
     def _find_tables(self) -> None:
         """Find the cells of dictionaries, or make them."""
-        together, coded = self._chunks.together, self._ready & self._raw
-        others = np.flatnonzero(~coded).tolist()
+        together, coded = self._chunks.together, self._place >= 0
         coded[coded] = together.dictionary[self._place[coded]]
-        pages = together.pages[together.first[self._place[coded]]]
-        length = (pages[:, kernels.END] - pages[:, kernels.BEGIN]) // 4
-        if (length < pages[:, kernels.VALUES]).any():
+        pages = np.zeros((len(self._place), kernels.PAGE_FIELDS), np.int64)  # of no dictionary
+        pages[coded] = together.pages[together.first[self._place[coded]]]
+        for k in np.flatnonzero(self._place < 0).tolist():
+            dictionary = self._chunks.chunk(int(self._taken.of[k])).dictionary
+            pages[k] = 0 if dictionary is None else dictionary
+        begin, end, values = pages[:, [kernels.BEGIN, kernels.END, kernels.VALUES]].T
+        table, length = begin.copy(), (end - begin) // 4
+        for k in np.flatnonzero(~self._raw & (end > 0)).tolist():
+            chunk = self._chunks.chunk(int(self._taken.of[k]))
+            cells = _cells(chunk, self._taken.cells[k], int(values[k]), chunk.rows, int(begin[k]), int(end[k]))
+            table[k], length[k] = cells.ctypes.data, len(cells)
+        if (length < values).any():
             raise NotDirect("dictionary")
-        self._columns[coded, kernels.TABLE], self._columns[coded, kernels.LENGTH] = pages[:, kernels.BEGIN], length
-        for k in others:
-            table = _table(self._chunks.chunk(int(self._taken.of[k])), self._taken.cells[k], bool(self._raw[k]))
-            self._columns[k, [kernels.TABLE, kernels.LENGTH]] = table
+        self._columns[:, kernels.TABLE], self._columns[:, kernels.LENGTH] = table, length
 
     def _pages(self, k: int, first: int, pages: NDArray[np.int64]) -> NDArray[np.int64]:
         """Pages of a column from the first on, plain values made cells."""
-        chunk, cell = self._chunks.chunk(self._taken.of[k]), self._taken.cells[k]
+        chunk, cell = self._chunks.chunk(int(self._taken.of[k])), self._taken.cells[k]
         if self._raw[k] or not chunk.plain:
             return pages
         pages = pages.copy()

@@ -62,6 +62,6 @@ class KnownShards:
         for names, other, found in tuple(self._flats):
             if names == columns and other.equals(schema):
                 return found
-        result = flat(columns, {field.name: field for field in schema}, wanted)
+        result = flat(columns, schema, wanted)
         self._flats.append((columns, schema, result))
         return result

@@ -26,17 +26,7 @@ from .chunks import RawRowGroup
 from .known import KnownShards
 from .leftout import LeftOut, OnError
 from .paths import hive_column, relative_names, resolve
-from .reading import (
-    OPEN_FOOTER_BYTES,
-    OpenFiles,
-    abreast,
-    broken_column,
-    digest,
-    let_go,
-    marked,
-    reading,
-    select,
-)
+from .reading import OPEN_FOOTER_BYTES, OpenFiles, abreast, broken_column, digest, let_go, marked, reading, select
 from .rowgroups import Manifest, RowGroupReader, Source
 from .shards import Footer, OpenShard, ShardFiles
 from .table import TableSource
