@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from ..errors import StreamgdError
 from .chunks import Flat, RawRowGroup, flat
+from .reading import Recent
 from .rowgroups import Manifest
 from .shards import KnownShard, ShardFiles
 
@@ -23,7 +24,7 @@ class KnownShards:
     """What is known of the shards that were used last."""
 
     def __init__(self) -> None:
-        self._shards: OrderedDict[int, KnownShard] = OrderedDict()
+        self._shards = Recent(KNOWN_FILES)
         self._flats = deque[tuple[Sequence[str], Any, Flat | None]](maxlen=_KNOWN_COLUMNS)
         self._lock = threading.Lock()
 
@@ -45,16 +46,11 @@ class KnownShards:
 
     def _shard(self, files: ShardFiles, shard: int) -> KnownShard:
         with self._lock:
-            if shard in self._shards:
-                self._shards.move_to_end(shard)
-                return self._shards[shard]
-        known = files.know(shard)  # two threads may do so at once
-        with self._lock:
-            self._shards[shard] = known
-            while len(self._shards) > 1 and (
-                len(self._shards) > KNOWN_FILES or sum(one.chunks.nbytes for one in self._shards.values()) > KNOWN_BYTES
-            ):
-                self._shards.popitem(last=False)
+            known: KnownShard | None = self._shards.get(shard)
+        if known is None:
+            known = files.know(shard)  # two threads may do so at once
+            with self._lock:
+                self._shards.add(shard, known, known.chunks.nbytes, KNOWN_BYTES)
         return known
 
     def _flat(self, schema: Any, columns: Sequence[str], wanted: Any) -> Flat | None:

@@ -30,23 +30,43 @@ _STORAGE = {
 }
 
 
+class Recent:
+    """Things by number, those that were used last: so many at most, and of more than one so many bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._found: OrderedDict[int, tuple[Any, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def get(self, number: int) -> Any:
+        """A thing, or None."""
+        if number not in self._found:
+            return None
+        self._found.move_to_end(number)
+        return self._found[number][0]
+
+    def add(self, number: int, thing: Any, size: int, most_bytes: int) -> None:
+        """Keep a thing of so many bytes; others are let go of if there are too many."""
+        self._found[number] = thing, size
+        while len(self) > self._most or (len(self) > 1 and sum(size for _, size in self._found.values()) > most_bytes):
+            self._found.popitem(last=False)
+
+
 class OpenFiles(threading.local):
     """The files that each thread used last."""
 
     def __init__(self) -> None:
-        self._files: OrderedDict[int, tuple[Any, int]] = OrderedDict()
+        self._files = Recent(OPEN_FILES)
 
     def get(self, shard: int, opener: Callable[[], Any], footer_bytes: int) -> Any:
         """The file of a shard, opened if it is not open; others are closed if there are too many."""
-        if shard not in self._files:
+        file = self._files.get(shard)
+        if file is None:
             file = opener()
-            self._files[shard] = file, file.metadata.serialized_size
-        self._files.move_to_end(shard)
-        while len(self._files) > OPEN_FILES or (
-            len(self._files) > 1 and sum(size for _, size in self._files.values()) > footer_bytes
-        ):
-            self._files.popitem(last=False)
-        return self._files[shard][0]
+            self._files.add(shard, file, file.metadata.serialized_size, footer_bytes)
+        return file
 
 
 def marked(batches: Iterator[Any], where: str) -> Iterator[Any]:
