@@ -16,6 +16,7 @@ import numpy as np
 
 from .codes import look_up, word_at
 from .intrinsics import (
+    copy_line,
     eight_bytes_at,
     four_bytes_at,
     jit,
@@ -28,7 +29,7 @@ from .intrinsics import (
     uint32_at,
 )
 from .plain import filled
-from .tiles import LANES, copy_cells, finish_streams, stream_cells, stream_numbers, transpose_cells
+from .tiles import LANES, finish_streams, stream_cells, stream_numbers, transpose_cells
 
 #: A page: address and end of its bytes, values and nulls with them, whether they are codes, whether bits say which are
 #: null (and if so, how many bytes these take, or -1 if the page says so itself), and the address of cells, and how many
@@ -232,15 +233,15 @@ def _spread(dense, bits, n, missing, out):
         nulls, row = ~eight_bytes_at(bits + (first >> 3)), first
         while nulls != 0:
             null = first + lowest_one(nulls)
-            copy_cells(dense, out + 4 * row)  # also if there is none between two nulls
+            copy_line(dense, out + 4 * row)  # also if there is none between two nulls
             for i in range(row + LANES, null, LANES):
-                copy_cells(dense + 4 * (i - row), out + 4 * i)
+                copy_line(dense + 4 * (i - row), out + 4 * i)
             put_uint32(out, null, missing)
             dense += 4 * (null - row)
             row, nulls = null + 1, nulls & (nulls - np.uint64(1))
         first += 64
         for i in range(row, first, LANES):
-            copy_cells(dense + 4 * (i - row), out + 4 * i)
+            copy_line(dense + 4 * (i - row), out + 4 * i)
         dense += 4 * (first - row)
     while first < n:
         present = np.uint32(uint8_at(bits, first >> 3) >> np.uint8(first & 7)) & np.uint32(1)

@@ -169,13 +169,29 @@ def put_eight_bytes(typing_context: Any, address: Any, value: Any) -> Any:
     return types.void(types.int64, types.uint64), codegen
 
 
+def _copy(builder: Any, source: Any, out: Any, words: int) -> None:
+    """Copy so many times four bytes in registers, wherever they lie."""
+    kind = ir.VectorType(_I32, words).as_pointer()
+    builder.store(builder.load(builder.inttoptr(source, kind), align=1), builder.inttoptr(out, kind), align=1)
+
+
 @intrinsic
 def copy_sixteen_bytes(typing_context: Any, source: Any, out: Any) -> Any:
     """Copy sixteen bytes from an address to another (int64)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.VectorType(_I32, 4).as_pointer()
-        builder.store(builder.load(builder.inttoptr(args[0], kind), align=1), builder.inttoptr(args[1], kind), align=1)
+        _copy(builder, *args, 4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def copy_line(typing_context: Any, source: Any, out: Any) -> Any:
+    """Copy as many bytes as a cache line has, 64, from an address to another (int64)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _copy(builder, *args, 16)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen

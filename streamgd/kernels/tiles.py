@@ -32,18 +32,6 @@ def keep_eight(typing_context: Any, address: Any, bits: Any) -> Any:
     return types.void(types.int64, types.uint8), codegen
 
 
-@intrinsic
-def copy_cells(typing_context: Any, source: Any, out: Any) -> Any:
-    """Copy 16 cells of 32 bits from an address to another (int64)."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, out = (builder.inttoptr(address, ir.VectorType(_I32, LANES).as_pointer()) for address in args)
-        builder.store(builder.load(source, align=4), out, align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
 def _transpose(builder: Any, vectors: list[Any]) -> list[Any]:
     """Transpose 16 vectors of 16 by four rounds of exchanging halves (a butterfly)."""
     distance = 1

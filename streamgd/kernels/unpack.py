@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from .decode import BEGIN, CELLS, CODED, END, LEVELS, N_CELLS, NULLS, VALUES
-from .intrinsics import copy_bytes, kernel
-from .snappy import SPARE, unpack_snappy
+from .intrinsics import kernel
+from .snappy import SPARE, copy_block, unpack_snappy
 from .thrift import (
     BODY,
     CHECKSUM,
@@ -134,9 +134,9 @@ def unpack_pages(raw, begin, headers, first, last, codec, out, pages):
             continue
         prefix = max(pages[k, LEVELS], 0)  # bits of nulls are never packed in the second version
         if headers[k, IS_COMPRESSED] == 0 or size == prefix:
-            copy_bytes(out, at, size)
+            copy_block(out, at, size)
         else:
-            copy_bytes(out, at, prefix)
+            copy_block(out, at, prefix)
             if not unpack_snappy(at + prefix, at + in_file, out + prefix, size - prefix):
                 return False
         pages[k, BEGIN], pages[k, END] = out, out + size
