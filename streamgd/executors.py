@@ -115,7 +115,7 @@ class Threads:
 
     def reduce(self, work: Work, shared: Any, start: Any, n: int, watch: Watch) -> Any:
         """See `Executor`."""
-        with closing(ordered(partial(work.part, shared, start), range(n), self.n_jobs)) as parts:  # type: ignore[type-var]
+        with closing(ordered(partial(work.part, shared, start), range(n), self.n_jobs)) as parts:
             return _reduce(parts, work, shared, start, watch)
 
 

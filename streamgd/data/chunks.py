@@ -172,13 +172,9 @@ class RawRowGroup:
         NotDirect
             The codec or the type of one is not known here.
         """
-        told = self.table[columns]
-        codec, size = told[:, thrift.CODEC], told[:, thrift.COMPRESSED]
-        if not _KNOWN[codec.clip(0, len(_KNOWN) - 1)].all() or min(codec.min(), size.min()) < 0:
-            raise NotDirect("codec or size")
-        if (told[:, thrift.PHYSICAL] != self.flat.physical[columns]).any():
-            raise NotDirect("type")
-        small: NDArray[np.bool_] = ((codec == UNPACKED) | (codec == SNAPPY)) & (size <= _KEPT_BYTES)
+        known, small = kinds(self.table[columns], self.flat.physical[columns])
+        if not known.all():
+            raise NotDirect("codec, size or type")
         return small
 
     def read(self, memory: NDArray[np.uint8], at: int) -> int:
@@ -187,6 +183,17 @@ class RawRowGroup:
         while done < len(view) and (n := os.preadv(self.file.fileno(), [view[done:]], at + done)):
             done += n
         return done
+
+
+def kinds(told: NDArray[np.int64], physical: NDArray[np.int64] | int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether column chunks may be read here, and whether they may be read and unpacked at once, by a kernel alone.
+
+    ``told`` is what the footer tells of them, ``physical`` what types of theirs must be.
+    """
+    codec, size = told[:, thrift.CODEC], told[:, thrift.COMPRESSED]
+    known = _KNOWN[codec.clip(0, len(_KNOWN) - 1)] & (codec >= 0) & (size >= 0)
+    known &= told[:, thrift.PHYSICAL] == physical
+    return known, known & ((codec == UNPACKED) | (codec == SNAPPY)) & (size <= _KEPT_BYTES)
 
 
 class Chunk:

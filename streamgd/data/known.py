@@ -34,7 +34,7 @@ class KnownShards:
         """Some columns of a row group as they lie in its file, if they may be read without Arrow."""
         index, rows = int(manifest.index[row_group]), int(manifest.rows[row_group])
         try:
-            known = self._shard(files, int(manifest.shard[row_group]))
+            known = self.shard(files, int(manifest.shard[row_group]))
             files.check_pages(row_group, manifest, known.chunks, columns, rows, where)
             chunks = known.chunks.of(index, frozenset(columns), where)
         except StreamgdError:  # said when Arrow reads it
@@ -44,7 +44,8 @@ class KnownShards:
         found = self._flat(known.chunks.schema, chunks.columns, manifest.schema)
         return None if found is None else RawRowGroup(rows, chunks.table, found, known.file)
 
-    def _shard(self, files: ShardFiles, shard: int) -> KnownShard:
+    def shard(self, files: ShardFiles, shard: int) -> KnownShard:
+        """A shard, see `ShardFiles.know`."""
         with self._lock:
             known: KnownShard | None = self._shards.get(shard)
         if known is None:

@@ -5,8 +5,9 @@ The label column is cheap in a columnar file, so these are exact, and every bad 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..errors import AllNullTarget, BadWeight, DataError, NonFiniteTarget, Singl
 from ..executors import Executor, Serial, Threads
 from .buffers import is_number
 from .columns import require
-from .counting import counted
+from .counting import Counted, counted
 from .leftout import LeftOut, remaining
 from .reading import reading
 from .rowgroups import Source
@@ -143,6 +144,8 @@ def scan_labels(
     if executor is None:
         # Local numbers take Arrow so little that threads wait for the interpreter: two took 75 ms where one took 45.
         executor = Serial() if n_jobs == 1 or (source.local and not categorical) else Threads(n_jobs)
+        if isinstance(executor, Serial):
+            scan.counts = scan.counted(range(source.manifest.n_row_groups), n_jobs)
     found: _Part = executor.reduce(_Scanning(), scan, None, len(ranges), lambda _: False)
     if found.left_out is not None:
         source.left_out.absorb(found.left_out)
@@ -223,6 +226,7 @@ class _LabelScan:
     weight: str | None
     ranges: list[range]
     distinct: set[Any] = field(default_factory=set)
+    counts: Iterator[Counted | None] | None = None
 
     def through(self, change: Callable[[Any], Any], number: int) -> _LabelScan:
         """The same of what ``change`` makes of the source."""
@@ -230,11 +234,12 @@ class _LabelScan:
 
     def read(self, row_groups: range) -> _Part:
         found = _Part(left_out=self.source.left_out)
-        for row_group in row_groups:
+        # As each range takes its own, all may be counted ahead, if they are taken in order.
+        for row_group, counts in zip(row_groups, self.counts or self.counted(row_groups), strict=False):
             try:
                 # What Arrow decoded may still be nonsense; what overflows is refused when all is added up.
                 with reading(self.source.describe(row_group)), np.errstate(over="ignore", invalid="ignore"):
-                    part = self._part(row_group)
+                    part = self._part(row_group, counts)
                     part.spread_within, part.mixed_within = part.spread, _mixed(part.classes)
             except DataError as error:
                 self.source.left_out.note(error, self.source.manifest, row_group, whole=True)
@@ -242,28 +247,25 @@ class _LabelScan:
             found.absorb(part)
         return found
 
-    def _part(self, row_group: int) -> _Part:
+    def _part(self, row_group: int, counts: Counted | None) -> _Part:
         part = _Part()
         rows = int(self.source.manifest.rows[row_group])
         where = self.source.describe(row_group)
-        if rows and not self._count_codes(part, row_group, where):
+        if counts is not None and (self.task is not None or len(counts.rows) <= AUTO_CLASSES):
+            part.weight, part.missing = sum(counts.rows.values()), counts.nulls
+            part.rows = int(part.weight)
+            self._add_classes(part, counts.rows, where)
+        else:
             self._read(part, row_group, rows, where)
         if self.task is None and 0 < len(part.classes) <= AUTO_CLASSES:
             self._moments_of_classes(part, where)
         return part
 
-    def _count_codes(self, part: _Part, row_group: int, where: str) -> bool:
-        """Count classes without reading a row, if that can be."""
+    def counted(self, row_groups: range, n_jobs: int = 1) -> Iterator[Counted | None]:
+        """Counts of classes in row groups of which no row has to be read, and None for others."""
         if self.weight is not None or self.task == "regression" or not _may_be_counted(self.kind):
-            return False
-        raw = self.source.raw(row_group, [self.target])
-        found = None if raw is None else counted(raw, self.target)
-        if found is None or (self.task is None and len(found.rows) > AUTO_CLASSES):
-            return False
-        part.weight, part.missing = sum(found.rows.values()), found.nulls
-        part.rows = int(part.weight)
-        self._add_classes(part, found.rows, where)
-        return True
+            return repeat(None)
+        return counted(self.source, row_groups, self.target, n_jobs)
 
     def _read(self, part: _Part, row_group: int, rows: int, where: str) -> None:
         columns = list(dict.fromkeys([self.target] + ([self.weight] if self.weight is not None else [])))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from io import FileIO
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +14,7 @@ from ..kernels import thrift
 from ..kernels.decode import PAGE_FIELDS
 from ..kernels.snappy import SPARE
 from ..kernels.unpack import read_chunks
-from .chunks import Chunk, RawRowGroup, thread_memory
+from .chunks import Chunk, NotDirect, RawRowGroup, kinds, thread_memory
 
 #: Column chunks of which more is unpacked, or with more pages, are opened one by one; and pages of each in the mean, of
 #: many, and beside.
@@ -86,8 +88,9 @@ class OpenChunks:
         small = raw.are_small(columns)
         whole = (start == 0 and stop == raw.rows) or raw.is_little
         some = np.flatnonzero(small & whole)
+        chosen, rows = columns[some], np.full(len(some), raw.rows)
         self._raw, self._columns, self._chunks = raw, columns, dict[int, Chunk]()
-        self.together = _read_together(raw, columns[some])
+        self.together = _read_together(raw.file, raw.table[chosen], raw.flat.nullable[chosen], rows)
         self.place = np.full(len(columns), -1)
         self.place[some[: len(self.together.plain)]] = np.arange(len(self.together.plain))
         for k in np.flatnonzero(self.place < 0).tolist():
@@ -102,18 +105,40 @@ class OpenChunks:
         return self._chunks[k]
 
 
-def _read_together(raw: RawRowGroup, columns: NDArray[np.int64]) -> Together:
-    """Read and unpack whole column chunks: as many of the first as can be."""
-    table, nullable = raw.table[columns], raw.flat.nullable[columns]
+def open_column(raws: Sequence[RawRowGroup], name: str) -> list[Chunk | None]:
+    """A column of several row groups of a file, each with all of its pages unpacked, or None if it cannot be."""
+    flat, chunks = raws[0].flat, list[Chunk | None]()
+    place, rows = flat.places[name], np.array([raw.rows for raw in raws])
+    table = np.stack([raw.table[place] for raw in raws])
+    known, small = kinds(table, int(flat.physical[place]))
+    some = np.flatnonzero(small)
+    together = _read_together(raws[0].file, table[some], np.full(len(some), flat.nullable[place]), rows[some])
+    places = {int(k): number for number, k in enumerate(some[: len(together.plain)])}
+    for k, raw in enumerate(raws):
+        chunk = Chunk(raw, place)
+        try:
+            if not known[k]:
+                raise NotDirect("codec, size or type")
+            together.open(chunk, places[k]) if k in places else chunk.open(0, raw.rows)
+            chunks.append(chunk)
+        except (NotDirect, pa.ArrowException, OSError, MemoryError):  # Arrow will say what is wrong
+            chunks.append(None)
+    return chunks
+
+
+def _read_together(
+    file: FileIO, table: NDArray[np.int64], nullable: NDArray[np.bool_], rows: NDArray[np.int64]
+) -> Together:
+    """Read and unpack whole column chunks, of so many rows each: as many of the first as can be."""
     room = int((np.maximum(table[:, thrift.COMPRESSED], table[:, thrift.UNCOMPRESSED]) + SPARE).sum())
     if room > _TOGETHER_BYTES:
-        table, nullable, room = table[:0], nullable[:0], 0
+        table, room = table[:0], 0
     memory = pa.allocate_buffer(room)
     headers, out = thread_memory.headers(0)[:_TOGETHER_PAGES], np.frombuffer(memory, np.uint8)
     pages = np.empty((_MEAN_PAGES * len(table) + _MORE_PAGES, PAGE_FIELDS), np.int64)
     ends, told = np.empty((len(pages) + len(table), 2), np.int64), np.zeros((len(table), 3), np.int64)
     largest = thread_memory.buffer(int(table[:, thrift.COMPRESSED].max(initial=0)))
-    n = int(read_chunks(raw.file.fileno(), table, nullable, raw.rows, largest, headers, out, pages, ends, told))
+    n = int(read_chunks(file.fileno(), table, nullable, rows, largest, headers, out, pages, ends, told))
     first = np.concatenate([[0], np.cumsum(told[:n, 0])])
     pages, ends = pages[: first[n]].copy(), ends[: first[n] + n].copy()  # there was room for many more
     return Together(memory, pages, first, ends, told[:n, 1] != 0, told[:n, 2] != 0)

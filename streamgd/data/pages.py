@@ -86,26 +86,27 @@ class ChunkTable:
     ----------
     footer : bytes
         FileMetaData as it lies in the file.
-    parsed : pyarrow.parquet.ParquetFile
-        The same as pyarrow has it. The ``schema`` of its metadata is left alone: the two hold each other, and
-        megabytes, until Python looks for cycles.
+    schema : pyarrow.Schema
+        Columns of the shard.
+    groups : int
+        Its row groups.
 
     Attributes
     ----------
     schema : pyarrow.Schema
-        Columns of the shard.
+        As given.
     nbytes : int
         Memory that it takes, about.
     to_look_at : ndarray of bool, shape (row_groups,)
         Row groups whose pages may take much memory, lists aside.
     """
 
-    def __init__(self, footer: memoryview, parsed: Any) -> None:
-        self.schema = parsed.schema_arrow
-        self._n, groups = parsed.metadata.num_columns, parsed.metadata.num_row_groups
+    def __init__(self, footer: memoryview, schema: Any, groups: int) -> None:
+        self.schema = schema
+        self._leaves = [(field.name, nested) for field in schema for nested in leaves(field.type)]
+        self._n = len(self._leaves)
         self._table = np.empty((groups * self._n, thrift.CHUNK_FIELDS), np.int64)
         self._fits = thrift.column_chunks(np.frombuffer(footer, np.uint8), self._n, self._table) == len(self._table)
-        self._leaves = [(field.name, nested) for field in self.schema for nested in leaves(field.type)]
         self.nbytes = self._table.nbytes + LEAF_BYTES * len(self._leaves)
         self._wanted: tuple[Collection[str], NDArray[np.int64], list[str], NDArray[np.bool_]] | None = None
         self.to_look_at: NDArray[np.bool_] = np.ones(groups, bool)
@@ -114,7 +115,7 @@ class ChunkTable:
 
     def of(self, row_group: int, columns: Collection[str], where: str) -> Chunks:
         """Column chunks of some columns of a row group; none that is encrypted."""
-        if not self._fits or len(self._leaves) != self._n:
+        if not self._fits:
             raise UnreadableShard(f"{where}: the footer of its shard does not fit its schema; write it again")
         wanted = self._wanted  # another thread may change it
         if wanted is None or wanted[0] != columns:

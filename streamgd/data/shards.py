@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from io import FileIO
 from typing import Any, NamedTuple
 
@@ -56,6 +57,23 @@ class Footer:
     schema: Any
 
 
+@dataclass
+class Footers:
+    """What shards are known by, one entry a shard: size, SHA-256 of the footer, number of row groups, and schema."""
+
+    file_bytes: array[int] = field(default_factory=partial(array, "q"))
+    digests: bytearray = field(default_factory=bytearray)
+    groups: array[int] = field(default_factory=partial(array, "q"))
+    schemas: list[Any] = field(default_factory=list)
+
+    def add(self, footer: Footer) -> None:
+        """Add a shard."""
+        self.file_bytes.append(footer.file_bytes)
+        self.digests += footer.digest
+        self.groups.append(len(footer.rows))
+        self.schemas.append(footer.schema)
+
+
 class OpenShard(NamedTuple):
     """A file that Arrow reads: a reader of its row groups, where their column chunks lie, and it itself if remote."""
 
@@ -95,12 +113,16 @@ class ShardFiles:
         self.local = isinstance(filesystem, pafs.LocalFileSystem)
         self._file_bytes: NDArray[np.int64] = np.zeros(0, np.int64)
         self._digests: NDArray[np.uint8] = np.zeros((0, 32), np.uint8)
+        self._groups: Sequence[int] = ()
+        self._schemas: Sequence[Any] = ()
         self._nested: tuple[Any, set[str]] | None = None
 
-    def planned(self, kept: Sequence[int], file_bytes: NDArray[np.int64], digests: bytes) -> ShardFiles:
+    def planned(self, kept: Sequence[int], footers: Footers) -> ShardFiles:
         """Those of the files that were planned with, and what they are known by."""
         files = ShardFiles(self.filesystem, [self.paths[k] for k in kept], [self.names[k] for k in kept])
-        files._file_bytes, files._digests = file_bytes, np.frombuffer(digests, np.uint8).reshape(-1, 32)
+        files._file_bytes = np.array(footers.file_bytes, np.int64)
+        files._digests = np.frombuffer(bytes(footers.digests), np.uint8).reshape(-1, 32)
+        files._groups, files._schemas = footers.groups, footers.schemas
         return files
 
     def digest(self, shard: int) -> str:
@@ -148,7 +170,9 @@ class ShardFiles:
         """
         file, remote, tail = self._unchanged(shard)
         parsed = _parsed(tail)
-        return OpenShard(_reader(file, parsed.metadata, dictionaries), ChunkTable(_footer(tail), parsed), remote)
+        # Its metadata's own schema is left alone: the two hold each other, and megabytes, until Python finds cycles.
+        chunks = ChunkTable(_footer(tail), parsed.schema_arrow, parsed.metadata.num_row_groups)
+        return OpenShard(_reader(file, parsed.metadata, dictionaries), chunks, remote)
 
     def know(self, shard: int) -> KnownShard:
         """Open a local file to be read into memory of ours.
@@ -165,7 +189,7 @@ class ShardFiles:
             own, size = FileIO(self.paths[shard]), int(self._file_bytes[shard])
             if os.fstat(own.fileno()).st_size != size or os.pread(own.fileno(), len(tail), size - len(tail)) != tail:
                 raise ShardChanged(f"{name} has changed: it was replaced while it was opened. Run again.")
-            return KnownShard(ChunkTable(_footer(tail), _parsed(tail)), own)
+            return KnownShard(ChunkTable(_footer(tail), self._schemas[shard], self._groups[shard]), own)
 
     def open_again(
         self,
@@ -219,8 +243,11 @@ class ShardFiles:
             self.check(shard)
             raise
 
-    def large_pages(self, manifest: Manifest) -> dict[str, int]:
-        """Memory that pages take beyond what is planned for anyway, in the largest row groups of some shards."""
+    def large_pages(self, manifest: Manifest, know: Callable[[int], KnownShard]) -> dict[str, int]:
+        """Memory that pages take beyond what is planned for anyway, in the largest row groups of some shards.
+
+        ``know`` is `know`, or remembers what it gave.
+        """
         found: dict[str, int] = {}
         if manifest.bytes.max() <= ALLOWED:
             return found
@@ -234,7 +261,7 @@ class ShardFiles:
             shard, index = int(manifest.shard[row_group]), int(manifest.index[row_group])
             where = f"shard {self.names[shard]}"
             with suppress(StreamgdError), reading(where):  # told when it is read
-                table = (self.know(shard) if self.local else self.open(shard)).chunks
+                table = (know(shard) if self.local else self.open(shard)).chunks
                 chunks = table.of(index, manifest.schema.names, where)
                 chunks = chunks.some(chunks.says_large())
                 pages = self._walk(shard, chunks, where)

@@ -14,6 +14,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -28,7 +29,7 @@ from .leftout import LeftOut, OnError
 from .paths import hive_column, relative_names, resolve
 from .reading import OPEN_FOOTER_BYTES, OpenFiles, abreast, broken_column, digest, let_go, marked, reading, select
 from .rowgroups import Manifest, RowGroupReader, Source
-from .shards import Footer, OpenShard, ShardFiles
+from .shards import Footer, Footers, OpenShard, ShardFiles
 from .table import TableSource
 from .threads import available_cpus
 from .widen import bit_width, cast, merge
@@ -96,8 +97,8 @@ class ParquetSource:
         self.left_out = LeftOut(on_error)
         self._files = ShardFiles(shards.filesystem, shards.paths, relative_names(shards.paths))
         self._hive = {key: hive_column([values[key] for values in shards.hive]) for key in shards.hive[0]}
-        self.manifest = self._plan()
         self._open_files, self._known = OpenFiles(), KnownShards()
+        self.manifest = self._plan()
         self._dictionaries: frozenset[str] = frozenset()
         self._plain: set[int] = set()  # shards whose strings cannot be decoded to dictionaries
         self._selected: tuple[tuple[str, ...] | None, Any] = None, None
@@ -228,8 +229,8 @@ class ParquetSource:
 
     def _plan(self) -> Manifest:
         """Read the footers, and keep the shards that they are fit for."""
-        rows, sizes, index, counts, file_bytes = (array("q") for _ in range(5))
-        kept, digests = array("q"), bytearray()
+        rows, sizes, index, counts, kept = (array("q") for _ in range(5))
+        planned = Footers()
         fields: dict[str, Any] = {}
         odd, extra = dict[str, str](), dict[str, str]()
         merged: set[Any] = set()
@@ -256,9 +257,8 @@ class ParquetSource:
                 rows.extend(footer.rows[number] for number in filled)
                 sizes.extend(footer.sizes[number] for number in filled)
                 counts.append(len(filled))
-                file_bytes.append(footer.file_bytes)
                 kept.append(shard)
-                digests += footer.digest
+                planned.add(footer)
         if not kept and self.left_out.error is not None:
             raise self.left_out.error
         if not rows:
@@ -270,13 +270,14 @@ class ParquetSource:
             index=np.array(index, np.int32),
             rows=np.array(rows, np.int64),
             bytes=np.array(sizes, np.int64),
-            file_bytes=np.array(file_bytes, np.int64),
+            file_bytes=np.array(planned.file_bytes, np.int64),
             schema=pa.schema([*fields.values(), *hive]),
             odd=odd,
             extra=extra,
         )
-        self._files = self._files.planned(kept, manifest.file_bytes, bytes(digests))
-        return replace(manifest, large_pages=self._files.large_pages(manifest))
+        self._files = self._files.planned(kept, planned)
+        large_pages = self._files.large_pages(manifest, partial(self._known.shard, self._files))
+        return replace(manifest, large_pages=large_pages)
 
     def _footers(self) -> Generator[Footer | StreamgdError, None, None]:
         """Footers in the order of the shards, or what is wrong with them."""

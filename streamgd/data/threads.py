@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -61,7 +61,7 @@ class Task(Generic[Result]):
         return self._result  # type: ignore[return-value]
 
 
-def ordered(function: Callable[[Item], Result], items: Iterable[Item], n_jobs: int) -> Iterator[Result]:
+def ordered(function: Callable[[Item], Result], items: Iterable[Item], n_jobs: int) -> Generator[Result, None, None]:
     """Results of a function over items in their order, computed by ``n_jobs`` threads; few are held at a time."""
     with ThreadPoolExecutor(n_jobs, thread_name_prefix="streamgd-map") as pool:
         pending: deque[Future[Result]] = deque()

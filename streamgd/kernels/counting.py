@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .decode import PIECE, read_rows
+from .decode import LENGTH, PIECE, read_rows
 from .intrinsics import jit, kernel
 
 #: Of so few values each is compared with all rows, which is vector code.
@@ -21,34 +21,32 @@ def _count_few(cells, counts):
 
 
 @kernel
-def count_rows(columns, pages, n, counts):
-    """Count the next n rows of a column by their cells, which are numbers from 0 on.
+def count_rows(columns, pages, rows, counts):
+    """Count the next rows of some columns by their cells, which are numbers from 0 on.
 
     Parameters
     ----------
-    columns : ndarray of int64, shape (1, COLUMN_FIELDS)
-        The column, as `streamgd.kernels.decode` takes it.
+    columns : ndarray of int64, shape (n, COLUMN_FIELDS)
+        The columns, as `streamgd.kernels.decode` takes them. Cells are smaller than `LENGTH`, or that if they are null.
     pages : ndarray of int64, shape (n_pages, PAGE_FIELDS)
-        Its pages.
-    n : int
-        Rows.
-    counts : ndarray of int64
-        Of each cell there may be; added to.
-
-    Returns
-    -------
-    bool
-        False if the pages hold fewer rows, or are not as they should be.
+        Their pages.
+    rows : ndarray of int64, shape (n,)
+        Rows of each; becomes -1 if the pages hold fewer, or are not as they should be.
+    counts : ndarray of int64, shape (n, most)
+        Takes how often each cell comes, of columns that have fewer in their first ones.
     """
     bits, dense = np.empty(PIECE // 64 + 2, np.uint64), np.zeros(PIECE + 1, np.uint32)
     cells = np.empty(PIECE, np.uint32)
-    for first in range(0, n, PIECE):
-        size = min(PIECE, n - first)
-        if not read_rows(columns, 0, pages, size, bits.ctypes.data, dense.ctypes.data, cells.ctypes.data):
-            return False
-        if len(counts) <= FEW:
-            _count_few(cells[:size], counts)
-        else:
-            for i in range(size):
-                counts[cells[i]] += 1
-    return True
+    for k in range(len(columns)):
+        there = counts[k, : columns[k, LENGTH] + 1]
+        there[:] = 0
+        for first in range(0, rows[k], PIECE):
+            size = min(PIECE, rows[k] - first)
+            if not read_rows(columns, k, pages, size, bits.ctypes.data, dense.ctypes.data, cells.ctypes.data):
+                rows[k] = -1
+                break
+            if len(there) <= FEW:
+                _count_few(cells[:size], there)
+            else:
+                for i in range(size):
+                    there[cells[i]] += 1

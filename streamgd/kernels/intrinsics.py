@@ -180,7 +180,7 @@ def copy_sixteen_bytes(typing_context: Any, source: Any, out: Any) -> Any:
     """Copy sixteen bytes from an address to another (int64)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _copy(builder, *args, 4)
+        _copy(builder, args[0], args[1], words=4)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
@@ -191,7 +191,7 @@ def copy_line(typing_context: Any, source: Any, out: Any) -> Any:
     """Copy as many bytes as a cache line has, 64, from an address to another (int64)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _copy(builder, *args, 16)
+        _copy(builder, args[0], args[1], words=16)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen

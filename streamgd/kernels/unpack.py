@@ -156,7 +156,7 @@ def read_chunks(descriptor, chunks, nullable, rows, raw, headers, out, pages, en
         What `streamgd.kernels.thrift` tells of each; all are packed by Snappy, or not at all.
     nullable : ndarray of bool, shape (n,)
         Whether pages of each have bits that say what is null.
-    rows : int
+    rows : ndarray of int64, shape (n,)
         Rows of each.
     raw : ndarray of uint8
         Room for the largest as it lies in the file, if it is packed.
@@ -193,7 +193,7 @@ def read_chunks(descriptor, chunks, nullable, rows, raw, headers, out, pages, en
         if n < 0 or end < size or first + n > len(pages):
             return k
         own, mine = pages[first : first + n], ends[first + k : first + k + n + 1]
-        fit, plain = list_pages(headers[:n], packed, nullable[k], rows, unpacked, own, mine)
+        fit, plain = list_pages(headers[:n], packed, nullable[k], rows[k], unpacked, own, mine)
         if not fit or not unpack_pages(data, 0, headers, 0, n, codec, out.ctypes.data + done, own):
             return k
         told[k, 0], told[k, 1], told[k, 2] = n, plain, n > 0 and headers[0, TYPE] == DICTIONARY_PAGE

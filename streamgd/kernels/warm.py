@@ -54,7 +54,7 @@ def warm_up(at: Any, hashed: bool, outputs: int = 1, beside: bool = False) -> No
     list_pages(headers, True, True, 0, 0, told, np.zeros((1, 2), np.int64))
     unpack_pages(np.zeros(0, np.uint8), 0, headers, 0, 0, SNAPPY, 0, told)
     some, ends, chunks = np.zeros(0, np.uint8), np.zeros((0, 2), np.int64), np.zeros((0, CHUNK_FIELDS), np.int64)
-    read_chunks(0, chunks, np.zeros(0, np.bool_), 0, some, headers, some, told, ends, np.zeros((0, 3), np.int64))
+    read_chunks(0, chunks, np.zeros(0, np.bool_), none, some, headers, some, told, ends, np.zeros((0, 3), np.int64))
     columns, pages, tile = np.zeros((0, COLUMN_FIELDS)), np.zeros((0, PAGE_FIELDS)), np.zeros((LANES + 1, LANES))
     decode_rows(
         columns.astype(np.int64),
@@ -65,7 +65,7 @@ def warm_up(at: Any, hashed: bool, outputs: int = 1, beside: bool = False) -> No
         tile.astype(np.uint32),
         np.zeros((0, LANES), np.uint32),
     )
-    count_rows(columns.astype(np.int64), pages.astype(np.int64), 0, none)
+    count_rows(columns.astype(np.int64), pages.astype(np.int64), none, np.zeros((0, 1), np.int64))
     plain_numbers(0, 0, 0, 0.0, np.float32(0), nothing)
     permutation(np.uint64(0), order)
     problem = Problem(None, 0, (0.0,) * 2, 0, (0.0,) * 3, 0, 0, (0.0,) * 4, 0.0, 0.0, 0.0, True, 1)

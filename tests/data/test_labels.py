@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamgd.data import labels as module
-from streamgd.data.counting import counted
+from streamgd.data.counting import count_column, counted
 from streamgd.data.labels import AUTO_CLASSES, DENSE_RANGE, Labels, scan_labels
 from streamgd.data.source import ParquetSource
 from streamgd.data.table import TableSource
@@ -277,33 +277,44 @@ def test_codes_of_a_dictionary_are_counted_as_rows_are(data):
     kind = data.draw(st.sampled_from([k for k in LABELS if module._may_be_counted(k)]))
     item = st.none() | st.sampled_from(LABELS[kind])
     y = pa.array(data.draw(st.lists(item, min_size=1, max_size=6)) * data.draw(st.integers(1, 40)), kind)
-    options = {
-        "use_dictionary": data.draw(st.booleans()),
-        "compression": data.draw(st.sampled_from(["none", "snappy", "zstd"])),
-        "row_group_size": data.draw(st.integers(1, 90)),
-        "data_page_size": data.draw(st.sampled_from([1, 1 << 20])),
-        "write_batch_size": data.draw(st.sampled_from([1, 7, 1024])),
-        "dictionary_pagesize_limit": data.draw(st.sampled_from([1, 1 << 20])),
-    }
-    task = data.draw(st.sampled_from([None, "classification"]))
+    options = st.fixed_dictionaries(
+        {
+            "use_dictionary": st.booleans(),
+            "compression": st.sampled_from(["none", "snappy", "zstd"]),
+            "row_group_size": st.integers(1, 90),
+            "data_page_size": st.sampled_from([1, 1 << 20]),
+            "write_batch_size": st.sampled_from([1, 7, 1024]),
+            "dictionary_pagesize_limit": st.sampled_from([1, 1 << 20]),
+        }
+    )
+    shards = data.draw(st.lists(options, min_size=1, max_size=3))
+    task, n_jobs = data.draw(st.sampled_from([None, "classification"])), data.draw(st.integers(1, 2))
     used = []
 
-    def told(raw, name):
-        used.append(counted(raw, name))
-        return used[-1]
+    def told(*args):
+        for found in counted(*args):
+            used.append(found)
+            yield found
 
     with TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        pq.write_table(pa.table({"y": y}), f"{directory}/a.parquet", **options)
+        for k, one in enumerate(shards):
+            pq.write_table(pa.table({"y": y}), f"{directory}/{k}.parquet", **one)
         patch.setattr(module, "counted", told)
         found = []
         for _ in range(2):
             try:
-                found.append(scan_labels(ParquetSource(directory), "y", task=task))
+                found.append(scan_labels(ParquetSource(directory), "y", task=task, n_jobs=n_jobs))
             except (SingleClass, AllNullTarget) as error:
                 found.append(str(error))
             patch.setattr(ParquetSource, "raw", lambda *args: None)
-    assert len(used) == -(-len(y) // options["row_group_size"])
-    assert all(used) or not options["use_dictionary"] or options["dictionary_pagesize_limit"] == 1
+    row_groups = [-(-len(y) // one["row_group_size"]) for one in shards]
+    coded = [one["use_dictionary"] and one["dictionary_pagesize_limit"] > 1 for one in shards]
+    assert len(used) == 2 * sum(row_groups)
+    if n_jobs == 1 or not pa.types.is_string(kind):  # else threads come in any order
+        assert all(
+            told is not None for told, is_coded in zip(used, np.repeat(coded, row_groups), strict=False) if is_coded
+        )
+        assert not any(used[sum(row_groups) :])
     one, other = found
     assert one == other if isinstance(one, str) else same(one, other)
 
@@ -320,12 +331,28 @@ def test_codes_that_are_damaged_are_counted_as_arrow_reads_them(tmp_path, codec)
     for place in range(begin, begin + chunk.total_compressed_size):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
         raw = source.raw(0, ["y"])
-        found = None if raw is None else counted(raw, "y")
+        found = count_column([raw], "y")[0]
         if found is not None:
             with suppress(OSError):  # it looks closer at what a header says beside
                 assert found.rows == Counter(pq.read_table(path)["y"].to_pylist())
                 counts.append(found.rows)
     assert len(counts) > 50 and len({tuple(sorted(one.items())) for one in counts}) > 3
+
+
+def test_a_row_group_that_is_damaged_keeps_no_other_from_being_counted(tmp_path):
+    path = tmp_path / "a.parquet"
+    labels = np.random.default_rng(0).integers(0, 3, 500)
+    pq.write_table(pa.table({"y": labels}), path, row_group_size=100, compression="snappy")
+    chunk, whole = pq.read_metadata(path).row_group(2).column(0), bytearray(path.read_bytes())
+    source = ParquetSource(path)
+    whole[chunk.dictionary_page_offset : chunk.data_page_offset] = bytes(
+        chunk.data_page_offset - chunk.dictionary_page_offset
+    )
+    path.write_bytes(whole)
+    found = count_column([*(source.raw(k, ["y"]) for k in range(5)), None], "y")
+    assert found[2] is None and found[5] is None
+    for k in (0, 1, 3, 4):
+        assert found[k] == (Counter(labels[100 * k : 100 * k + 100].tolist()), 0)
 
 
 def test_classes_that_are_still_to_come_can_be_named():

@@ -40,7 +40,7 @@ def chunks_of(path: Path, columns: list[str]) -> Chunks:
     """Chunks of columns of the first row group."""
     data, reader = path.read_bytes(), pq.ParquetFile(path)
     length = int.from_bytes(data[-8:-4], "little")
-    table = ChunkTable(memoryview(data)[-8 - length : -8], reader)
+    table = ChunkTable(memoryview(data)[-8 - length : -8], reader.schema_arrow, reader.metadata.num_row_groups)
     return table.of(0, columns, "here")
 
 
