@@ -13,11 +13,13 @@ FEW = 8
 
 @jit
 def _count_few(cells, counts):
-    for code in range(len(counts)):
+    for code in range(1, len(counts)):  # what is left is the first
         found = np.int32(0)
         for i in range(len(cells)):
             found += cells[i] == np.uint32(code)
         counts[code] += found
+        counts[0] -= found
+    counts[0] += len(cells)
 
 
 @kernel
