@@ -125,3 +125,9 @@ def test_each_error_is_raised_somewhere() -> None:
     source = "\n".join(path.read_text() for path in MODULES if path.name != "errors.py")
     bases = {base for kind in ERRORS for base in kind.__mro__[1:]}
     assert [kind.__name__ for kind in ERRORS if kind not in bases and kind.__name__ not in source] == []
+
+
+def test_kernels_take_addresses_as_signed_numbers():
+    """Numba has ``array.ctypes.data`` unsigned, and makes a float64 of it where an offset is added."""
+    paths = [path for path in (PACKAGE / "kernels").glob("*.py") if path.name not in ("warm.py", "intrinsics.py")]
+    assert len(paths) > 20 and not [path.name for path in paths if ".ctypes.data" in path.read_text()]

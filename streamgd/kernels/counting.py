@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .decode import LENGTH, PIECE, read_rows
-from .intrinsics import jit, kernel
+from .intrinsics import address_of, jit, kernel
 
 #: Of so few values each is compared with all rows, which is vector code.
 FEW = 8
@@ -44,7 +44,7 @@ def count_rows(columns, pages, rows, counts):
         there[:] = 0
         for first in range(0, rows[k], PIECE):
             size = min(PIECE, rows[k] - first)
-            if not read_rows(columns, k, pages, size, bits.ctypes.data, dense.ctypes.data, cells.ctypes.data):
+            if not read_rows(columns, k, pages, size, address_of(bits), address_of(dense), address_of(cells)):
                 rows[k] = -1
                 break
             if len(there) <= FEW:

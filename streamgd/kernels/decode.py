@@ -16,6 +16,7 @@ import numpy as np
 
 from .codes import look_up, word_at
 from .intrinsics import (
+    address_of,
     copy_line,
     eight_bytes_at,
     four_bytes_at,
@@ -319,12 +320,12 @@ def _straight(columns, k, pages, n):
 def _decode_line(columns, first_column, last_column, pages, offsets, fills, n, line, tile, bits_at, dense_at, out):
     """Write the next n rows of some columns into the cache line of each row that begins with cell ``line``."""
     stride, most = out.shape[1], tile.shape[1]
-    sources, numbers = np.full(LANES, tile[LANES].ctypes.data), np.zeros(LANES, np.uint32)
+    sources, numbers = np.full(LANES, address_of(tile[LANES])), np.zeros(LANES, np.uint32)
     near, fill = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
     for k in range(first_column, last_column):
         near[columns[k, CELL] - line], fill[columns[k, CELL] - line] = offsets[k], fills[k]
     whole_line, lanes = line + LANES <= stride, min(LANES, stride - line)
-    aligned = (out.ctypes.data + 4 * line) % (4 * LANES) == 0 and stride % LANES == 0
+    aligned = (address_of(out) + 4 * line) % (4 * LANES) == 0 and stride % LANES == 0
     first = 0
     while first < n:
         size = min(most, n - first)
@@ -340,23 +341,23 @@ def _decode_line(columns, first_column, last_column, pages, offsets, fills, n, l
             if streamed and raw == later:
                 place = _straight(columns, k, pages, size)
             if place == 0:
-                place = tile[lane].ctypes.data
+                place = address_of(tile[lane])
                 if not read_rows(columns, k, pages, size, bits_at, dense_at, place):
                     return False
                 if raw and not later and not _centred(tile[lane, :size].view(np.float32), offsets[k], fills[k]):
                     return False
             sources[lane], numbers[lane] = place, np.uint32(0) - np.uint32(later)
             on_the_way |= later
-        infinite, at = np.int64(0), out.ctypes.data + (first * stride + line) * 4
+        infinite, at = np.int64(0), address_of(out) + (first * stride + line) * 4
         for i in range(0, whole, LANES):
             if on_the_way:
                 infinite |= stream_numbers(
-                    sources.ctypes.data, i, numbers.ctypes.data, near.ctypes.data, fill.ctypes.data, at, stride
+                    address_of(sources), i, address_of(numbers), address_of(near), address_of(fill), at, stride
                 )
             elif aligned:
-                stream_cells(sources.ctypes.data, i, at, stride)
+                stream_cells(address_of(sources), i, at, stride)
             else:
-                transpose_cells(sources.ctypes.data, i, at, stride)
+                transpose_cells(address_of(sources), i, at, stride)
             at += 4 * LANES * stride
         if infinite != 0:
             return False
@@ -400,7 +401,7 @@ def decode_rows(columns, pages, offsets, fills, n, tile, out):
         while last < len(columns) and columns[last, CELL] // LANES * LANES == line:
             last += 1
         good = _decode_line(
-            columns, first, last, pages, offsets, fills, n, line, tile, bits.ctypes.data, dense.ctypes.data, out
+            columns, first, last, pages, offsets, fills, n, line, tile, address_of(bits), address_of(dense), out
         )
         first = last
     finish_streams()

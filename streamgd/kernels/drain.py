@@ -18,7 +18,7 @@ import numpy as np
 
 from .few import ask_first, bring_slots, few_slots, marks_of, return_slots
 from .gradients import OUTPUTS, add_gradient, add_many_gradients, fetch, many_margins, margins
-from .intrinsics import jit, kernel, uint32_at
+from .intrinsics import address_of, jit, kernel, uint32_at
 from .losses import evaluate, softmax
 from .problem import configured
 from .slots import hashes_of, stretch_rows, tile_rows
@@ -105,7 +105,7 @@ def finish_batch(
         for begin in range(0, len(at_slots), ROOM):
             m = bring_some(table, at_slots, begin, numbers, few, outputs)
             update_slots(problem, settings, paces, few, m, counters[STEP], outputs, room)
-            return_slots(table, numbers.ctypes.data, m, few, outputs)
+            return_slots(table, address_of(numbers), m, few, outputs)
         counters[TOUCHED] = 0
     counters[STEP] += 1
     counters[CARRIED] = 0
@@ -118,8 +118,8 @@ def bring_some(table, at_slots, begin, numbers, few, outputs):
     n = min(ROOM, len(at_slots) - begin)
     for k in range(n):
         numbers[k] = at_slots[begin + k]
-    ask_first(table, numbers.ctypes.data, n, outputs)
-    bring_slots(table, numbers.ctypes.data, n, n, few, outputs)
+    ask_first(table, address_of(numbers), n, outputs)
+    bring_slots(table, address_of(numbers), n, n, few, outputs)
     return n
 
 
@@ -177,7 +177,7 @@ def drain(
     paces, class_sums = np.zeros((models, 3)), np.empty(room_for, np.float32)
     if table is not None:
         room, sums = np.zeros((4, ROOM)), np.empty(len(params), np.float32)
-        stretch, unique_at, places_at, most, listed = 0, unique.ctypes.data, places.ctypes.data, ROOM, 0
+        stretch, unique_at, places_at, most, listed = 0, address_of(unique), address_of(places), ROOM, 0
         found, together, alone = 0, stretch_rows(rows.shape[1], at, table.shape[1]), False
         for k in range(len(counts)):
             most = max(most, counts[k])
@@ -276,11 +276,11 @@ def drain(
                     for k in range(n):
                         derivative[c, k] *= w[k]
             value[n:whole] = np.float32(0)
-            totals[model, LOSS] += total(value.ctypes.data, whole)
+            totals[model, LOSS] += total(address_of(value), whole)
             totals[model, WEIGHT] += weight
             for c in range(first, first + classes):
                 derivative[c, n:whole] = np.float32(0)
-                carry[c, p] += total(derivative[c].ctypes.data, whole)
+                carry[c, p] += total(address_of(derivative[c]), whole)
         if outputs is None:
             add_gradient(rows, order, i, n, derivative[0], tile_sum[0], carry[0, :p])
         else:
@@ -316,7 +316,7 @@ def predict(rows, cells, n, at, weights, intercepts, factor, table, out):
         if table is not None:
             mask = np.uint32(len(table) - 1)
             for part in range(1 + at.n_text):
-                hashes, words = hashes_of(cells.ctypes.data, (i) * cells.shape[1] * 4, at, part)
+                hashes, words = hashes_of(address_of(cells), (i) * cells.shape[1] * 4, at, part)
                 plain = words - at.n_scaled if part == 0 else words
                 for k in range(words):
                     slot = np.int64(uint32_at(hashes, k) & mask)

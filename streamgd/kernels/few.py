@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import copy_sixteen_bytes, jit, prefetch, uint32_at
+from .intrinsics import address_of, copy_sixteen_bytes, jit, prefetch, uint32_at
 from .tiles import four_columns, four_slots
 
 #: Lines of the table that are asked for while slots before are copied. A slot waits for the memory and, as almost every
@@ -78,7 +78,7 @@ def bring_slots(table, slots_at, n, listed, few, outputs):
 
     The first must have been: see `ask_first`.
     """
-    base, few_at, size, row = table.ctypes.data, few.ctypes.data, table.shape[1] * 4, few.shape[1] * 4
+    base, few_at, size, row = address_of(table), address_of(few), table.shape[1] * 4, few.shape[1] * 4
     k, ahead = 0, slots_ahead(size)
     if outputs is None:
         while k + 4 <= n:
@@ -106,13 +106,13 @@ def bring_slots(table, slots_at, n, listed, few, outputs):
 def ask_first(table, slots_at, listed, outputs):
     """Ask for those of the listed slots that are brought first."""
     size = table.shape[1] * 4
-    ask_for(table.ctypes.data, slots_at, 0, min(slots_ahead(size), listed), size, outputs)
+    ask_for(address_of(table), slots_at, 0, min(slots_ahead(size), listed), size, outputs)
 
 
 @jit
 def return_slots(table, slots_at, n, few, outputs):
     """Copy them back."""
-    base, few_at, size, row = table.ctypes.data, few.ctypes.data, table.shape[1] * 4, few.shape[1] * 4
+    base, few_at, size, row = address_of(table), address_of(few), table.shape[1] * 4, few.shape[1] * 4
     k, ahead = 0, slots_ahead(size) // 4  # they have been here a moment ago
     if outputs is None:
         while k + 4 <= n:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import float32_at, jit, prefetch
+from .intrinsics import address_of, float32_at, jit, prefetch
 from .sums import add_four_rows, add_four_rows_twice, add_row, dot, dot_four_rows, dot_four_weights
 
 AHEAD = 64
@@ -23,7 +23,7 @@ OUTPUTS = 4
 @jit
 def fetch(rows, order, start, n, stop, at, y, w):
     """Targets and sample weights of rows ``order[start : start + n]``; rows that come later are asked for."""
-    stride, base = rows.shape[1] * 4, rows.ctypes.data
+    stride, base = rows.shape[1] * 4, address_of(rows)
     needed = stride if at.n_text > 0 else 4 * max(at.width, at.y + 1, at.w + 1)  # but for hashes, which are listed
     lines = -(-min(needed, _PREFETCHED_BYTES) // 64)
     for i in range(n):
@@ -40,7 +40,7 @@ def fetch(rows, order, start, n, stop, at, y, w):
 def margins(rows, order, start, n, weights, intercept, z):
     """Margins of rows ``order[start : start + n]``."""
     stride, width = rows.shape[1] * 4, len(weights)
-    base, w_base, z_base = rows.ctypes.data, weights.ctypes.data, z.ctypes.data
+    base, w_base, z_base = address_of(rows), address_of(weights), address_of(z)
     i = 0
     while i + 4 <= n:
         k = start + i
@@ -62,7 +62,7 @@ def add_gradient(rows, order, start, n, r, tile_sum, total):
     Inside the tile the sum is float32; tiles are summed in float64, so that a sum over 1e9 rows keeps its digits.
     """
     width, stride = len(tile_sum), rows.shape[1] * 4
-    base, r_base, sum_base = rows.ctypes.data, r.ctypes.data, tile_sum.ctypes.data
+    base, r_base, sum_base = address_of(rows), address_of(r), address_of(tile_sum)
     tile_sum[:] = np.float32(0)
     i = 0
     while i + 4 <= n:
@@ -82,7 +82,7 @@ def add_gradient(rows, order, start, n, r, tile_sum, total):
 def many_margins(rows, order, start, n, weights, intercepts, z):
     """Margins of several outputs: ``weights`` float32[c, width], ``z`` float32[c, tile], c a multiple of `OUTPUTS`."""
     stride, width = rows.shape[1] * 4, weights.shape[1]
-    base, w_base, z_base, z_step = rows.ctypes.data, weights.ctypes.data, z.ctypes.data, z.shape[1] * 4
+    base, w_base, z_base, z_step = address_of(rows), address_of(weights), address_of(z), z.shape[1] * 4
     for c in range(0, len(weights), OUTPUTS):
         w_block, z_block = w_base + c * width * 4, z_base + c * z_step
         for i in range(0, n - 1, 2):
@@ -105,7 +105,7 @@ def add_many_gradients(rows, order, start, n, r, tile_sum, total):
     Two outputs at a time, by the additions of `add_gradient`.
     """
     width, stride, r_step = tile_sum.shape[1], rows.shape[1] * 4, r.shape[1] * 4
-    base, r_base, sum_base = rows.ctypes.data, r.ctypes.data, tile_sum.ctypes.data
+    base, r_base, sum_base = address_of(rows), address_of(r), address_of(tile_sum)
     tile_sum[:] = np.float32(0)
     for output in range(0, len(tile_sum), 2):
         factors, sums = r_base + output * r_step, sum_base + output * width * 4

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray
 
-from .intrinsics import four_bytes_at, jit, kernel, pointer, uint8_at
+from .intrinsics import address_of, four_bytes_at, jit, kernel, pointer, uint8_at
 from .layout import TILE_ROWS, bit
 
 _C1, _C2 = np.uint32(0xCC9E2D51), np.uint32(0x1B873593)
@@ -185,7 +185,7 @@ def _words(data, start, stop, lower, seed, scratch, out, place, write):
         if not letter:
             if n > 0:
                 if write:
-                    h = murmur(scratch.ctypes.data, n, seed)
+                    h = murmur(address_of(scratch), n, seed)
                     out[place] = h
                     if words > 0:
                         out[place + 1] = combine(before, h)

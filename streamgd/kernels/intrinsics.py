@@ -11,6 +11,7 @@ from pathlib import Path
 from types import CellType, FunctionType
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
@@ -44,6 +45,12 @@ def kernel(function: Any) -> Any:
 
 
 _F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+
+
+@jit
+def address_of(array):
+    """Where an array begins (int64). Numba has it unsigned: with a signed offset that makes a float64 of it."""
+    return np.int64(array.ctypes.data)
 
 
 @intrinsic

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import jit, kernel, prefetch
+from .intrinsics import address_of, jit, kernel, prefetch
 
 #: Bits that say whether some of the slots that share them move.
 _BITS = 18
@@ -80,7 +80,7 @@ def find_places(hashes, mask, words, field):
             listed[n] = i
             n += np.int64((field[word] >> bit) & np.uint64(1))
         for k in range(n):
-            prefetch(words.ctypes.data + 8 * _first_word(hashes[listed[k]], size))
+            prefetch(address_of(words) + 8 * _first_word(hashes[listed[k]], size))
         for k in range(n):
             i = listed[k]
             slot = hashes[i]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import kernel, uint32_at
+from .intrinsics import address_of, kernel, uint32_at
 from .losses import evaluate, softmax
 from .slots import hashes_of
 
@@ -50,7 +50,7 @@ def add_objective(
             if table is not None:
                 mask = np.uint32(len(table) - 1)
                 for part in range(1 + at.n_text):
-                    hashes, words = hashes_of(cells.ctypes.data, (first + i) * cells.shape[1] * 4, at, part)
+                    hashes, words = hashes_of(address_of(cells), (first + i) * cells.shape[1] * 4, at, part)
                     plain = words - at.n_scaled if part == 0 else words
                     for k in range(words):
                         slot = np.int64(uint32_at(hashes, k) & mask)
@@ -78,7 +78,7 @@ def add_objective(
             if table is not None:
                 mask = np.uint32(len(table) - 1)
                 for part in range(1 + at.n_text):
-                    hashes, words = hashes_of(cells.ctypes.data, (first + i) * cells.shape[1] * 4, at, part)
+                    hashes, words = hashes_of(address_of(cells), (first + i) * cells.shape[1] * 4, at, part)
                     plain = words - at.n_scaled if part == 0 else words
                     for k in range(words):
                         x = 1.0

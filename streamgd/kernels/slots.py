@@ -16,7 +16,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import eight_bytes_at, jit, kernel, ones, prefetch, put_eight_bytes, put_uint32, uint32_at
+from .intrinsics import (
+    address_of,
+    eight_bytes_at,
+    jit,
+    kernel,
+    ones,
+    prefetch,
+    put_eight_bytes,
+    put_uint32,
+    uint32_at,
+)
 
 #: Rows whose hashes are asked for early.
 ROWS_AHEAD = 64
@@ -73,7 +83,7 @@ def count_hashes(cells, order, start, n, at):
     if at.n_text > 0:
         for i in range(start, start + n):
             for part in range(1, 1 + at.n_text):
-                found += hashes_of(cells.ctypes.data, np.int64(order[i]) * stride, at, part)[1]
+                found += hashes_of(address_of(cells), np.int64(order[i]) * stride, at, part)[1]
     return found
 
 
@@ -96,7 +106,7 @@ def _list_slots(cells, order, start, n, stop, at, mask, stretch, words, unique_a
     ``stretch`` is a number that none before has had since ``words`` were 0, from 1 to `STRETCHES`; to the addresses are
     written the slots, each once (room for one more is needed), and the place among them of each hash.
     """
-    cells_at, stride, words_at = cells.ctypes.data, cells.shape[1] * 4, words.ctypes.data
+    cells_at, stride, words_at = address_of(cells), cells.shape[1] * 4, address_of(words)
     within, this = np.uint64(len(words) - 1), np.uint64(stretch) << _STRETCH
     first = at.hashes * 4 // 64 * 64 if at.n_text == 0 else 0
     lines = (stride - first) // 64
@@ -154,7 +164,7 @@ def list_stretches(
         Stretches, their rows, and the hashes of the next.
     """
     size, found = stretch_rows(cells.shape[1], at, slot_cells), 0
-    unique_at, places_at, room = unique.ctypes.data, places.ctypes.data, len(places)
+    unique_at, places_at, room = address_of(unique), address_of(places), len(places)
     i, hashes = start, 0
     while i < stop:
         n = min(size, stop - i, batch_size - carried)

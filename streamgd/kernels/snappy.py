@@ -57,6 +57,62 @@ def copy_block(out, at, n):
 
 
 @jit
+def _literal(n, at, end):
+    """Bytes of a literal whose tag says n, and where they begin, after that; -1 if they do not end in time."""
+    if n > 60:
+        more = n - 60
+        if end - at < more:
+            return n, np.int64(-1)
+        n = np.int64(1)
+        for i in range(more):
+            n += np.int64(uint8_at(at, i)) << (8 * i)
+        at += more
+    return n, at if n <= end - at else np.int64(-1)
+
+
+@jit
+def are_literals(at, end, size):
+    """Whether the bytes between two addresses are ``size`` bytes that are not packed, but for tags among them."""
+    told, at = varint_at(at, end)
+    if at < 0 or told != size:
+        return False
+    while at < end:
+        tag = np.int64(uint8_at(at, 0))
+        n, at = _literal((tag >> 2) + 1, at + 1, end)
+        if tag & 3 != 0 or at < 0 or n > size:
+            return False
+        at += n
+        size -= n
+    return size == 0
+
+
+@jit
+def join_literals(at, end):
+    """Close the gaps that tags leave among such bytes; return where they begin."""
+    _, at = varint_at(at, end)
+    begin = out = at
+    while at < end:
+        n, at = _literal((np.int64(uint8_at(at, 0)) >> 2) + 1, at + 1, end)
+        if out == begin:
+            begin = out = at
+        else:
+            _move_down(out, at, n)
+        at += n
+        out += n
+    return begin
+
+
+@jit
+def _move_down(out, at, n):
+    """Copy n bytes to an address from one beyond it."""
+    whole = n - n % 64
+    for i in range(0, whole, 64):
+        copy_line(at + i, out + i)
+    for i in range(whole, n):
+        put_byte(out + i, uint8_at(at, i))
+
+
+@jit
 def unpack_snappy(at, end, out, size):
     """Unpack the bytes between two addresses into ``size`` bytes and `SPARE`; return whether they are so many."""
     begin, stop = out, out + size
@@ -71,16 +127,8 @@ def unpack_snappy(at, end, out, size):
             if n <= 16 and end - at >= 16 and stop - out >= n:
                 copy_sixteen_bytes(at, out)
             else:
-                if n > 60:
-                    more = n - 60
-                    if end - at < more:
-                        return False
-                    n = np.int64(0)
-                    for i in range(more):
-                        n |= np.int64(uint8_at(at, i)) << (8 * i)
-                    n += 1
-                    at += more
-                if n > end - at or n > stop - out:
+                n, at = _literal(n, at, end)
+                if at < 0 or n > stop - out:
                     return False
                 copy_block(out, at, n)
             at += n

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import float32_at, jit, kernel, strict, uint32_at
+from .intrinsics import address_of, float32_at, jit, kernel, strict, uint32_at
 from .problem import configured
 from .slots import hashes_of
 from .updates import FTRL, advance, learning_rate, rebased, settled
@@ -141,8 +141,8 @@ def table_margins(rows, cells, order, start, n, at, factor, outputs, places_at, 
     ``outputs`` is None if there is one; ``places_at`` is the address of the places that the hashes' slots have in
     ``few``; ``sums`` is room for a number an output. Return the number of hashes.
     """
-    cells_at, stride, begin = cells.ctypes.data, cells.shape[1] * 4, places_at
-    few_at, size = few.ctypes.data, few.shape[1] * few.itemsize
+    cells_at, stride, begin = address_of(cells), cells.shape[1] * 4, places_at
+    few_at, size = address_of(few), few.shape[1] * few.itemsize
     i = 0
     if outputs is None and at.n_text == 0 and at.n_scaled == 0:
         # Each sum waits for the addition before, so four rows take turns.
@@ -193,7 +193,7 @@ def table_gradient(rows, cells, order, start, n, at, factor, problem, outputs, p
 
     Other arguments as in `table_margins`.
     """
-    cells_at, stride = cells.ctypes.data, cells.shape[1] * 4
+    cells_at, stride = address_of(cells), cells.shape[1] * 4
     if outputs is None:
         gradient, place = few[1 + problem.slots], np.uint64(0)
     else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from .intrinsics import jit, kernel
+from .intrinsics import address_of, jit, kernel
 
 #: What `column_chunks` tells of each: its row group, the leaf of the schema, codec, values, uncompressed and compressed
 #: bytes, where its pages begin (-1 if that is not said), whether it is encrypted, and its physical type.
@@ -432,7 +432,7 @@ def walk_pages(descriptor, chunks, most, out):
             while True:
                 if wanted > len(data):
                     data = np.empty(wanted, np.uint8)
-                there = read_at(descriptor, data.ctypes.data, min(wanted, end - at), at)
+                there = read_at(descriptor, address_of(data), min(wanted, end - at), at)
                 size = _page_header(data[: max(there, 0)], header, scratch)
                 if size >= 0:
                     break

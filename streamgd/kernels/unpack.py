@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from .decode import BEGIN, CELLS, CODED, END, LEVELS, N_CELLS, NULLS, VALUES
-from .intrinsics import kernel
-from .snappy import SPARE, copy_block, unpack_snappy
+from .intrinsics import address_of, jit, kernel
+from .snappy import SPARE, are_literals, copy_block, join_literals, unpack_snappy
 from .thrift import (
     BODY,
     CHECKSUM,
@@ -128,7 +128,7 @@ def unpack_pages(raw, begin, headers, first, last, codec, out, pages):
         False if one cannot be unpacked.
     """
     for k in range(first, last):
-        at, size, in_file = raw.ctypes.data + headers[k, BODY] - begin, headers[k, SIZE], headers[k, IN_FILE]
+        at, size, in_file = address_of(raw) + headers[k, BODY] - begin, headers[k, SIZE], headers[k, IN_FILE]
         if codec == UNPACKED:
             pages[k, BEGIN], pages[k, END] = at, at + size
             continue
@@ -141,6 +141,22 @@ def unpack_pages(raw, begin, headers, first, last, codec, out, pages):
                 return False
         pages[k, BEGIN], pages[k, END] = out, out + size
         out += size
+    return True
+
+
+@jit
+def _join_pages(raw, headers, pages):
+    """Make the pages of a chunk whole where they are, if they are not packed but by name; else leave them."""
+    for k in range(len(headers)):
+        at, size = address_of(raw) + headers[k, BODY], headers[k, SIZE]
+        whole = headers[k, IS_COMPRESSED] == 0
+        if not whole and (pages[k, LEVELS] > 0 or not are_literals(at, at + headers[k, IN_FILE], size)):
+            return False
+    for k in range(len(headers)):
+        at = address_of(raw) + headers[k, BODY]
+        if headers[k, IS_COMPRESSED] != 0:
+            at = join_literals(at, at + headers[k, IN_FILE])
+        pages[k, BEGIN], pages[k, END] = at, at + headers[k, SIZE]
     return True
 
 
@@ -163,7 +179,7 @@ def read_chunks(descriptor, chunks, nullable, rows, raw, headers, out, pages, en
     headers : ndarray of int64, shape (most, HEADER_FIELDS)
         Room for the headers of all pages of one.
     out : ndarray of uint8
-        Takes what they unpack to, each with `streamgd.kernels.snappy.SPARE`.
+        Takes what they unpack to, or how they lie in the file if that is more, with `streamgd.kernels.snappy.SPARE`.
     pages : ndarray of int64, shape (room, PAGE_FIELDS)
         Takes the pages of one after those of the other, as long as there is room, ...
     ends : ndarray of int64, shape (>= room + n, 2)
@@ -180,12 +196,14 @@ def read_chunks(descriptor, chunks, nullable, rows, raw, headers, out, pages, en
     for k in range(len(chunks)):
         codec, size, unpacked = chunks[k, CODEC], chunks[k, COMPRESSED], chunks[k, UNCOMPRESSED]
         packed = codec == SNAPPY
-        place, taken = (raw, unpacked + SPARE) if packed else (out[done:], size)
+        # What is hardly packed may stay where it is read to.
+        stays = not packed or 64 * size > 63 * unpacked
+        place, taken = (out[done:] if stays else raw), (max(size, unpacked) + SPARE if packed else size)
         if min(size, unpacked) < 0 or size > len(place) or taken > len(out) - done:
             return k
         data, at = place[:size], 0
         while at < size:
-            n = read_at(descriptor, data.ctypes.data + at, size - at, chunks[k, START] + at)
+            n = read_at(descriptor, address_of(data) + at, size - at, chunks[k, START] + at)
             if n <= 0:
                 return k
             at += n
@@ -194,8 +212,14 @@ def read_chunks(descriptor, chunks, nullable, rows, raw, headers, out, pages, en
             return k
         own, mine = pages[first : first + n], ends[first + k : first + k + n + 1]
         fit, plain = list_pages(headers[:n], packed, nullable[k], rows[k], unpacked, own, mine)
-        if not fit or not unpack_pages(data, 0, headers, 0, n, codec, out.ctypes.data + done, own):
+        if not fit:
             return k
+        if not (packed and stays and _join_pages(data, headers[:n], own)):
+            if packed and stays:
+                copy_block(address_of(raw), address_of(data), size)
+                data = raw
+            if not unpack_pages(data, 0, headers, 0, n, codec, address_of(out) + done, own):
+                return k
         told[k, 0], told[k, 1], told[k, 2] = n, plain, n > 0 and headers[0, TYPE] == DICTIONARY_PAGE
         first, done = first + n, done + taken
     return len(chunks)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from streamgd.kernels.snappy import SPARE, unpack_snappy
+from streamgd.kernels.intrinsics import address_of
+from streamgd.kernels.snappy import SPARE, are_literals, join_literals, unpack_snappy
 from tests.thrift import varint
 
 CANARY = 0xA5
@@ -17,7 +18,7 @@ CODEC = pa.Codec("snappy")
 
 @njit
 def _unpack(data, n, out, size):
-    return unpack_snappy(data.ctypes.data, data.ctypes.data + n, out.ctypes.data, size)
+    return unpack_snappy(address_of(data), address_of(data) + n, address_of(out), size)
 
 
 def unpack(block: bytes, size: int) -> bytes | None:
@@ -29,6 +30,21 @@ def unpack(block: bytes, size: int) -> bytes | None:
     return out[:size].tobytes() if fit else None
 
 
+@njit
+def _join(data, n, size):
+    at = address_of(data)
+    fit = are_literals(at, at + n, size)
+    return fit, join_literals(at, at + n) - at if fit else 0
+
+
+def join(block: bytes, size: int) -> bytes | None:
+    """Join literals where they lie; nothing outside of the block is written."""
+    data = np.concatenate([np.frombuffer(block, np.uint8), np.full(SPARE, CANARY, np.uint8)])
+    fit, begin = _join(data, len(block), size)
+    assert (data[len(block) :] == CANARY).all() and (fit or data[: len(block)].tobytes() == block)
+    return data[begin : begin + size].tobytes() if fit else None
+
+
 def size_of(block: bytes) -> bytes:
     """The bytes at the start of a block that say its size."""
     last = next((k for k, byte in enumerate(block) if byte < 128), len(block) - 1)
@@ -36,11 +52,11 @@ def size_of(block: bytes) -> bytes:
 
 
 @st.composite
-def elements(draw: st.DrawFn) -> tuple[bytes, bytes]:
-    """A block of literals and copies of every kind, and what is packed in it."""
+def elements(draw: st.DrawFn, kinds: int = 3) -> tuple[bytes, bytes]:
+    """A block of literals and copies of every kind, or of so many, and what is packed in it."""
     block, whole = b"", bytearray()
     for _ in range(draw(st.integers(0, 30))):
-        kind = draw(st.integers(0, 3)) if whole else 0
+        kind = draw(st.integers(0, kinds)) if whole else 0
         if kind == 0:
             n = draw(st.one_of(st.integers(1, 70), st.sampled_from([60, 61, 256, 257, 65_536, 65_537])))
             piece = draw(st.randoms(use_true_random=False)).randbytes(n)
@@ -92,3 +108,24 @@ def test_damage_is_what_arrow_says_it_is(made: tuple[bytes, bytes], data: st.Dat
     if told != len(whole):
         expected = None  # Arrow leaves what a block does not fill, which no page may
     assert unpack(damaged, len(whole)) == expected
+
+
+@settings(deadline=None)
+@given(elements(0))
+def test_literals_are_joined_where_they_lie(made: tuple[bytes, bytes]) -> None:
+    block, whole = made
+    assert join(block, len(whole)) == whole
+
+
+@settings(max_examples=300, deadline=None)
+@given(elements(0) | elements(), st.data())
+def test_only_literals_are_joined(made: tuple[bytes, bytes], data: st.DataObject) -> None:
+    """Of whatever is not as it should be, none is; and what is joined is what would be unpacked."""
+    block, whole = bytearray(made[0]), made[1]
+    if data.draw(st.booleans()):
+        place = data.draw(st.integers(0, min(len(block), 40) - 1))
+        block[place] ^= 1 << data.draw(st.integers(0, 7))
+    elif data.draw(st.booleans()):
+        del block[data.draw(st.integers(0, len(block) - 1)) :]
+    joined = join(bytes(block), len(whole))
+    assert joined is None or joined == unpack(bytes(block), len(whole))
