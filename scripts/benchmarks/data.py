@@ -17,6 +17,8 @@ from . import generators
 
 #: Slow contenders read no fewer rows, unless there are fewer.
 LEAST_SLOW = 1_000
+#: Rows of a shard, unless there are fewer.
+LEAST_ROWS = 1_000
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,8 @@ def write(kind: Kind, directory: Path, rows: int) -> None:
     unfinished = directory.with_name(f"{directory.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    bounds = [rows * shard // kind.shards for shard in range(kind.shards + 1)]
+    n = min(kind.shards, max(1, rows // LEAST_ROWS))
+    bounds = [rows * shard // n for shard in range(n + 1)]
     sizes = [stop - start for start, stop in pairwise(bounds)]
     for shard, table in enumerate(kind.tables(sizes)):
         path = unfinished / f"part-{shard}.parquet"
