@@ -23,7 +23,7 @@ from .cache import Cache
 from .encode import Encoder
 from .rowgroups import Source
 from .shuffle import Plan, Run
-from .threads import Task
+from .threads import Task, give_way
 
 
 @dataclass
@@ -147,7 +147,8 @@ class WindowStream:
             yield from self._windows(None)
             return
         # The thread that takes the windows is one of them: it reads, too, when it has to wait.
-        pool = ThreadPoolExecutor(max(1, self.n_jobs - 1), thread_name_prefix="streamgd-read")
+        # The others give way to it, and to what it waits for.
+        pool = ThreadPoolExecutor(max(1, self.n_jobs - 1), "streamgd-read", initializer=give_way)
         try:
             yield from self._only_window(pool) if self.plan.n_windows == 1 else self._windows(pool)
         finally:

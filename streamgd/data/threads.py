@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Generic, TypeVar
+
+#: What is added to the nice value of a thread that gives way: it gets a ninth of a processor that others want. With 5 a
+#: click log is learned in 0.95 of the time, with 10 and 19 in 0.91.
+NICE = 10
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -16,6 +22,18 @@ Result = TypeVar("Result")
 def available_cpus() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def give_way() -> None:
+    """Let other threads of this process go first, where the system can tell threads apart (Linux).
+
+    For a thread whose work is always wanted but never urgent. Others that have to wait for each other lose a processor
+    to it at the wrong moment: of two processors, 12 % were idle while threads waited to run.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with suppress(OSError):  # it costs time, no more
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + NICE))
 
 
 def consecutive(n: int, parts: int) -> list[range]:

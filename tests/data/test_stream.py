@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
+import sys
 import threading
 from collections import Counter
 from contextlib import contextmanager
@@ -468,6 +470,17 @@ def test_a_consumer_that_stops_early_leaves_no_thread(jobs, window_rows):
     assert threads() == []
     list(ParquetStream(table, batch_size=10, window_rows=window_rows, n_jobs=jobs))
     assert threads() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell threads apart")
+def test_threads_that_read_give_way_to_the_one_that_takes():
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    iterator = iter(ParquetStream(table_of(1000), batch_size=10, window_rows=50, n_jobs=2))
+    next(iterator)
+    readers = [thread for thread in threading.enumerate() if thread.name.startswith("streamgd-read")]
+    nice = {os.getpriority(os.PRIO_PROCESS, reader.native_id) for reader in readers}
+    iterator.close()
+    assert nice == {min(19, before + 10)} and os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_null_and_nan_are_nan_in_a_mini_batch():
