@@ -137,20 +137,23 @@ class State:
 
         A weight that an L1 penalty holds at 0 now is 0, though it was not when it entered the average.
         """
-        of, table = slice(model * job.outputs, (model + 1) * job.outputs), None
-        if self.table is not None:
+        of, table, average = slice(model * job.outputs, (model + 1) * job.outputs), None, None
+        averaged, selects = job.config.averaged and self.snapshots > 0, job.models[model].config.l1 > 0
+        if averaged and self.table_average is not None and self.table_snapshots:
+            average = self.table_average[model]
+        if self.table is not None and (average is None or selects):
             table = np.zeros((len(self.table), job.outputs), np.float32)
             self._average_table(job, model, table, 1.0)
-        if not (job.config.averaged and self.snapshots):
-            return self.params[of].copy(), table
-        averages = self.average[of].copy(), table
-        if self.table_average is not None and self.table_snapshots:
-            averages = averages[0], self.table_average[model]
-        if job.models[model].config.l1 > 0:
-            averages[0][:, :-1] *= self.params[of, :-1] != 0
-            if averages[1] is not None and table is not None:
-                averages = averages[0], averages[1] * (table != 0)
-        return averages
+        if average is None:
+            average = table
+        elif table is not None:
+            average = average * (table != 0)
+        if not averaged:
+            return self.params[of].copy(), average
+        params = self.average[of].copy()
+        if selects:
+            params[:, :-1] *= self.params[of, :-1] != 0
+        return params, average
 
     def keep(self, job: Job, models: Sequence[int]) -> State:
         """The state of some of the models alone."""

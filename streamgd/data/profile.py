@@ -205,8 +205,8 @@ def _most_common(counts: Sequence[_Counts]) -> NDArray[np.uint32]:
     if not counts:
         return _NONE
     tally = _Tally.sum([one.all for one in counts])
-    order = np.argsort(-tally.times, kind="stable")[:MOST_COMMON]
-    return tally.hashes[order[tally.times[order] > 1]]
+    again = np.flatnonzero(tally.times > 1)
+    return tally.hashes[again[np.argsort(-tally.times[again], kind="stable")[:MOST_COMMON]]]
 
 
 def _expected(times: NDArray[np.int64], share: float) -> float:
