@@ -28,6 +28,7 @@ from ..errors import DataError
 from ..kernels.hashing import move_texts
 from ..tensorfile import read, write
 from .cachefiles import filesystem, nameless, own, read_at, write_at
+from .mapped import MappedRows
 from .shuffle import Run
 
 #: Changes when cached rows of the same data would differ.
@@ -65,6 +66,15 @@ class _Piece(NamedTuple):
 
 class Cache(Protocol):
     """What a stream asks of a cache, see `BlockCache`."""
+
+    def give_up(self, error: OSError) -> None:
+        """Be of no use from now on."""
+
+    def mapped(self) -> MappedRows | None:
+        """All rows as memory, if that can be."""
+
+    def places(self, run: Run) -> list[tuple[int, int]]:
+        """Where the rows of a run lie among all rows."""
 
     def get(self, run: Run, out: NDArray[np.float32], texts: list[NDArray[np.uint32]]) -> int | None:
         """Read the rows of a run, if they are all there."""
@@ -124,6 +134,8 @@ class BlockCache:
         self._epoch = np.full(len(rows), -1, np.int32)
         self._pieces: dict[int, list[_Piece]] = {}
         self._text_end = 0
+        self._mapped: MappedRows | None = None
+        self._may_be_mapped = not shape.n_text
         self._lock = threading.Lock()
         self._writing = [threading.Lock() for _ in range(LOCKS)]
 
@@ -185,7 +197,7 @@ class BlockCache:
                         text_place += hashes.nbytes
                 write_at(self._files[0], encoded, (int(self._base[row_group]) + start) * self._shape.row_bytes)
             except OSError as error:
-                self._give_up(error)
+                self.give_up(error)
                 return
             with self._lock:
                 if self._epoch[row_group] == epoch:
@@ -193,6 +205,21 @@ class BlockCache:
                     if texts or len(dropped):
                         self._pieces.setdefault(row_group, []).append(_Piece(start, n, dropped))
                         self._pieces[row_group].sort(key=lambda piece: piece.start)
+
+    def mapped(self) -> MappedRows | None:
+        """All rows as memory, if they are there, have no texts (whose addresses change), and the system allows it."""
+        if self._mapped is None and self._may_be_mapped and self.complete:
+            try:
+                self._mapped = MappedRows(self._files[0], self._shape.row_bytes)
+                self._may_be_mapped = len(self._mapped.rows) <= np.iinfo(np.uint32).max  # orders have no more bits
+            except (OSError, ValueError):  # they are read instead
+                self._may_be_mapped = False
+        return self._mapped if self._may_be_mapped and not self.trouble else None
+
+    def places(self, run: Run) -> list[tuple[int, int]]:
+        """Where the rows of a run lie among all rows, the first and the end of each stretch."""
+        base = int(self._base[run.row_group])
+        return [(base + first, base + end) for first, end in self._places(run) if end > first]
 
     def get(self, run: Run, out: NDArray[np.float32], texts: list[NDArray[np.uint32]]) -> int | None:
         """Read the rows of a run into the first rows of ``out``; return how many, or None if they are not all there.
@@ -206,7 +233,7 @@ class BlockCache:
             for first, end in self._places(run):
                 n += self._read(run.row_group, first, end, out[n:], texts)
         except OSError as error:
-            self._give_up(error)
+            self.give_up(error)
             return None
         return n
 
@@ -246,7 +273,8 @@ class BlockCache:
             texts.append(hashes)
         return len(rows)
 
-    def _give_up(self, error: OSError) -> None:
+    def give_up(self, error: OSError) -> None:
+        """Be of no use from now on, since the disk is not."""
         with self._lock:
             self.trouble = (
                 f"the cache of encoded blocks was given up ({error.strerror or error}): later epochs read the shards "
@@ -261,12 +289,13 @@ class BlockCache:
                     os.fsync(descriptor)
                 _save_index(self._directory / INDEX, self._key, self._pieces)
         except OSError as error:
-            self._give_up(error)
+            self.give_up(error)
         finally:
             if self._directory is not None and not self.complete:
                 for name in (INDEX, ROWS, TEXTS):
                     with suppress(OSError):
                         (self._directory / name).unlink(missing_ok=True)
+            self._mapped, self._may_be_mapped = None, False
             for handle in self._handles:
                 with suppress(OSError):
                     handle.close()

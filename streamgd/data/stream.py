@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from time import perf_counter, thread_time
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from ..errors import DataError
 from .blocks import Block, BlockReader
 from .cache import Cache
 from .encode import Encoder
+from .mapped import MappedRows
 from .rowgroups import Source
 from .shuffle import Plan, Run
 from .threads import Task, give_way
@@ -59,10 +61,10 @@ class Window:
 
     Attributes
     ----------
-    rows : ndarray of float32, shape (capacity, stride)
-        Encoded rows; valid until the next window is asked for.
+    rows : ndarray of float32, shape (>= n, stride)
+        Encoded rows; valid until the next window is asked for. Of a cache they may be all rows that it has.
     order : ndarray of uint32, shape (n,)
-        Order in which to take them.
+        Order in which to take those of the window.
     epoch, index : int
         Place of the window.
     last : bool
@@ -99,6 +101,25 @@ class _Filled:
     reader: BlockReader | None = field(repr=False, default=None)
 
 
+class _NotMapped(Exception):
+    """Rows of the cache cannot be mapped: they are read, or those of the shards are."""
+
+
+@dataclass
+class _Filling:
+    """A window that is being filled: its tasks in the order of its runs.
+
+    ``mapped`` are stretches of the rows of a cache, where these are its memory, and ``order`` finds out that of them.
+    """
+
+    epoch: int
+    index: int
+    rows: NDArray[np.float32]
+    tasks: list[Task[_Filled]]
+    mapped: Sequence[tuple[int, int]] | None = None
+    order: Task[NDArray[np.uint32]] | None = None
+
+
 class WindowStream:
     """Windows of encoded rows, filled ahead of their use.
 
@@ -119,6 +140,8 @@ class WindowStream:
         Memory for a window, if ``n_jobs`` is 0.
     cache : BlockCache, optional
         Where encoded rows are written, and read from when they are there.
+    in_place : bool
+        Whether windows may be rows of the cache where they lie: then ``order`` is not one of 0 to n - 1.
     times : Times, optional
         Takes what was spent on what.
     """
@@ -134,10 +157,11 @@ class WindowStream:
         start: Position = START,
         stop: Position = Position(1),  # noqa: B008  # it cannot be changed
         rows: NDArray[np.float32] | None = None,
+        in_place: bool = False,
         times: Times | None = None,
     ) -> None:
         self.source, self.encoder, self.plan = source, encoder, plan
-        self.n_jobs, self.cache = n_jobs, cache
+        self.n_jobs, self.cache, self.in_place = n_jobs, cache, in_place
         self.start, self.stop, self._memory = start, stop, rows
         self.times = times if times is not None else Times()
         self._row_bytes, self._recipe = source.manifest.row_bytes(), encoder.recipe
@@ -157,29 +181,84 @@ class WindowStream:
     def _only_window(self, pool: ThreadPoolExecutor) -> Iterator[Window]:
         """All rows fit in one window: it is read once, and each epoch takes a fresh order of it."""
         rows = self.encoder.new_rows(self.plan.capacity)
-        n, skipped, lost, texts = self._gather(rows, self._fill(pool, 0, 0, rows, {}))
+        n, skipped, lost, texts = self._gather(self._fill(pool, 0, 0, rows, {}))
         for epoch in range(self.start.epoch, self.stop.epoch):
             yield Window(rows, self.plan.row_order(epoch, 0, n), epoch, 0, True, skipped, lost, texts)
 
     def _windows(self, pool: ThreadPoolExecutor | None) -> Iterator[Window]:
-        places = iter(self._places())
-        memory = self._memory if self._memory is not None else self.encoder.new_rows(self.plan.capacity)
-        free = [memory] if pool is None else [memory, self.encoder.new_rows(self.plan.capacity)]
-        filling: deque[tuple[int, int, NDArray[np.float32], list[Task[_Filled]]]] = deque()
+        places, at_once = iter(self._places()), 1 if pool is None else 2
+        spare = [] if self._memory is None else [self._memory]
+        filling: deque[_Filling] = deque()
         suspended: dict[int, Task[_Filled]] = {}
         while True:
-            while free and (place := next(places, None)) is not None:
-                rows = free.pop()
-                filling.append((*place, rows, self._fill(pool, *place, rows, suspended)))
+            while len(filling) < at_once and (place := next(places, None)) is not None:
+                filling.append(self._begin(pool, *place, spare, suspended))
             if not filling:
                 return
-            epoch, index, rows, tasks = filling.popleft()
-            ahead = [task for *_, later in filling for task in later]
-            n, skipped, lost, texts = self._gather(rows, tasks, ahead)
-            order = self.plan.row_order(epoch, index, n)
-            yield Window(rows, order, epoch, index, index == self.plan.n_windows - 1, skipped, lost, texts)
+            this = filling.popleft()
+            ahead = [task for later in filling for task in later.tasks]
+            try:
+                n, skipped, lost, texts = self._gather(this, ahead)
+            except _NotMapped:
+                this = self._fill(pool, this.epoch, this.index, self.encoder.new_rows(self.plan.capacity), suspended)
+                n, skipped, lost, texts = self._gather(this, ahead)
+            order = this.order.result() if this.order else self.plan.row_order(this.epoch, this.index, n)
+            last = this.index == self.plan.n_windows - 1
+            yield Window(this.rows, order, this.epoch, this.index, last, skipped, lost, texts)
             texts.clear()
-            free.append(rows)
+            self._be_done_with(this, spare)
+
+    def _begin(
+        self,
+        pool: ThreadPoolExecutor | None,
+        epoch: int,
+        index: int,
+        spare: list[NDArray[np.float32]],
+        suspended: dict[int, Task[_Filled]],
+    ) -> _Filling:
+        """Start the threads on a window: with rows where the cache has them, or in memory of its own."""
+        mapped = self.cache.mapped() if self.cache is not None and self.in_place else None
+        places = dict[Run, list[tuple[int, int]]]()
+        if self.cache is not None and mapped is not None:
+            places = {run: self.cache.places(run) for run in self.plan.window(epoch, index)}
+        stretches = list(chain.from_iterable(places.values()))
+        if mapped is None or not mapped.are_near(stretches):
+            rows = spare.pop() if spare else self.encoder.new_rows(self.plan.capacity)
+            return self._fill(pool, epoch, index, rows, suspended)
+        spare.clear()
+        tasks = [Task(partial(self._bring, mapped, *place)) for place in places.items()]
+        order = Task(partial(self._mapped_order, epoch, index, stretches))
+        if pool is not None:
+            for run in (*(task.run for task in tasks), order.run):
+                pool.submit(run)
+        return _Filling(epoch, index, mapped.rows, tasks, stretches, order)
+
+    def _mapped_order(self, epoch: int, index: int, stretches: Sequence[tuple[int, int]]) -> NDArray[np.uint32]:
+        """The order of a window whose rows lie among others."""
+        rows = np.concatenate([np.zeros(0, np.uint32), *(np.arange(*one, dtype=np.uint32) for one in stretches)])
+        return rows[self.plan.row_order(epoch, index, len(rows))]
+
+    def _bring(self, mapped: MappedRows, run: Run, stretches: list[tuple[int, int]]) -> _Filled:
+        """Map the rows of a run."""
+        began = thread_time()
+        try:
+            for first, end in stretches:
+                mapped.bring(first, end)
+        except OSError as error:
+            assert self.cache is not None
+            self.cache.give_up(error)
+            raise _NotMapped from error
+        n = sum(end - first for first, end in stretches)
+        return _Filled(0, run.rows, n, reading=thread_time() - began)
+
+    def _be_done_with(self, window: _Filling, spare: list[NDArray[np.float32]]) -> None:
+        """Let go of the memory of a window, or keep it for another."""
+        mapped = self.cache.mapped() if self.cache is not None and window.mapped is not None else None
+        if window.mapped is None:
+            spare.append(window.rows)
+        elif mapped is not None:
+            for first, end in window.mapped:
+                mapped.let_go(first, end)
 
     def _places(self) -> Iterator[tuple[int, int]]:
         """Epoch and number of each window."""
@@ -195,7 +274,7 @@ class WindowStream:
         index: int,
         rows: NDArray[np.float32],
         suspended: dict[int, Task[_Filled]],
-    ) -> list[Task[_Filled]]:
+    ) -> _Filling:
         """Start the threads on a window; a row group that a window cut in two is continued, not read again."""
         tasks: list[Task[_Filled]] = []
         place = 0
@@ -208,7 +287,7 @@ class WindowStream:
                 suspended[run.row_group] = task
             tasks.append(task)
             place += run.rows
-        return tasks
+        return _Filling(epoch, index, rows, tasks)
 
     def _read(
         self, epoch: int, run: Run, rows: NDArray[np.float32], place: int, before: Task[_Filled] | None
@@ -257,7 +336,7 @@ class WindowStream:
         return _Filled(place, run.rows, out - place, 0, thread_time() - began - encoding, encoding, texts, waiting)
 
     def _gather(
-        self, rows: NDArray[np.float32], tasks: Sequence[Task[_Filled]], ahead: Sequence[Task[_Filled]] = ()
+        self, window: _Filling, ahead: Sequence[Task[_Filled]] = ()
     ) -> tuple[int, int, int, list[NDArray[np.uint32]]]:
         """Wait until a window is full, and close the gaps of rows that are not there.
 
@@ -266,10 +345,11 @@ class WindowStream:
         """
         n = skipped = lost = 0
         texts: list[NDArray[np.uint32]] = []
-        for task in tasks:
+        rows = window.rows
+        for task in window.tasks:
             task.run()
         later = iter(ahead)
-        for task in tasks:
+        for task in window.tasks:
             while not task.done and (one := next(later, None)) is not None:
                 one.run()
             began = perf_counter()
@@ -278,7 +358,7 @@ class WindowStream:
             self.times.reading += filled.reading
             self.times.encoding += filled.encoding
             self.times.bytes += filled.planned * self._row_bytes
-            if skipped or lost:
+            if (skipped or lost) and window.mapped is None:
                 rows[n : n + filled.rows] = rows[filled.place : filled.place + filled.rows]
             n += filled.rows
             skipped += filled.planned - filled.rows - filled.lost

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from streamgd import SGDClassifier
 from streamgd.config import Config
 from streamgd.data import cache as caches
 from streamgd.data.cache import INDEX, ROWS, TEXTS, Shape, kept_cache, temporary_cache
+from streamgd.data.mapped import MappedRows
 from streamgd.data.shuffle import Run
 from streamgd.data.source import ParquetSource
 from streamgd.job import prepare
@@ -26,6 +28,20 @@ from streamgd.state import Result, State
 from streamgd.trainer import train
 
 from ..conftest import Write
+
+
+def _files_are_mapped() -> bool:
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(4096))
+        file.flush()
+        try:
+            MappedRows(file.fileno(), 4096)
+        except OSError:
+            return False
+        return True
+
+
+mapping = pytest.mark.skipif(not _files_are_mapped(), reason="this system does not map files so that errors are told")
 
 
 def table(rows: int = 1500, *, seed: int = 0, texts: bool = True, nulls: float = 0.1) -> pa.Table:
@@ -116,6 +132,92 @@ def test_later_epochs_do_not_read_shards(write: Write) -> None:
     assert len(cached.opened) <= 2 * source.manifest.n_row_groups  # type: ignore[attr-defined]
     plain, _, _ = fit(path, cache=None, text=("t",), epochs=4)
     assert len(plain.opened) >= 4 * source.manifest.n_row_groups  # type: ignore[attr-defined]
+
+
+@mapping
+def test_later_epochs_learn_from_rows_where_they_lie(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the first window, which is begun before all rows are there, and for texts, whose addresses change."""
+    copied: list[Run] = []
+    get = caches.BlockCache.get
+
+    def counting(self: Any, run: Run, *args: Any) -> Any:
+        copied.append(run)
+        return get(self, run, *args)
+
+    monkeypatch.setattr(caches.BlockCache, "get", counting)
+    asked = []
+    for texts in (False, True):
+        path = write(table(texts=texts), f"texts {texts}", row_group_rows=100)
+        fit(path, cache="auto", epochs=4, text=("t",) if texts else ())
+        asked.append(len(copied))
+        copied.clear()
+    assert asked[1] / 4 <= asked[0] < asked[1] / 2  # the first epoch asks for each run, too
+
+
+@mapping
+@pytest.mark.parametrize("after", [0, 1, 2, 30])
+def test_rows_that_cannot_be_mapped_cost_time_only(write: Write, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Where the system does not map them they are read from the cache, where the disk fails from the shards."""
+    path = write(table(texts=False), row_group_rows=100)
+    expected, calls, bring = sha(path, cache=None), [0], MappedRows.bring
+
+    def fail(self: Any, first: int, end: int) -> None:
+        calls[0] += 1
+        if calls[0] > after:
+            raise OSError(errno.EFAULT, "Bad address")
+        bring(self, first, end)
+
+    monkeypatch.setattr(MappedRows, "bring", fail)
+    result, _, _ = fit(path, cache="auto")
+    assert result.model.sha256() == expected and calls[0] > after
+    assert bool(result.trouble) == (after > 0)
+
+
+@mapping
+def test_memory_of_mapped_rows_comes_and_goes(tmp_path: Path) -> None:
+    path, row = tmp_path / "rows", 4096
+    path.write_bytes(np.arange(64 * row // 4, dtype=np.float32).tobytes() + b"half a row")
+
+    def resident() -> int:
+        lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+        found = [next(line for line in lines if line.startswith("Rss")) for line in lines if line.endswith(str(path))]
+        return sum(int(line.split()[1]) for line in found) * 1024
+
+    with path.open("rb") as file:
+        mapped = MappedRows(file.fileno(), row)
+    mapped.let_go(0, 1)
+    assert mapped.rows.shape == (64, 1024) and resident() == 0
+    mapped.bring(8, 24)
+    assert 16 * row <= resident() <= 64 * row
+    np.testing.assert_array_equal(mapped.rows[8:24].ravel(), np.arange(8 * 1024, 24 * 1024, dtype=np.float32))
+    mapped.let_go(0, 64)
+    assert resident() == 0
+    for first, end in ((0, 65), (-1, 3), (5, 4)):
+        with pytest.raises(OSError, match="shorter"):
+            mapped.bring(first, end)
+    rows = mapped.rows
+    del mapped
+    assert rows[63, 1023] == 64 * 1024 - 1  # what is mapped lives as long as its rows
+
+
+@mapping
+def test_pieces_from_all_over_a_file_are_not_mapped(tmp_path: Path) -> None:
+    """Since what lies around them would be, too."""
+    with (tmp_path / "rows").open("wb+") as file:
+        os.truncate(file.fileno(), 64 << 20)
+        mapped = MappedRows(file.fileno(), 1 << 10)
+    assert mapped.are_near([(0, 8192)]) and mapped.are_near([(5000, 20_000), (40_000, 55_000)])
+    assert mapped.are_near([]) and mapped.are_near([(3, 3), (10, 11)])
+    assert not mapped.are_near([(first, first + 100) for first in range(0, 65_536, 8192)])
+    assert not mapped.are_near([(first, first + 100) for first in range(0, 65_536, 1024)])
+    assert mapped.are_near([(first, first + 1000) for first in range(0, 65_536, 1024)])
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_file_without_rows_is_not_mapped(tmp_path: Path, size: int) -> None:
+    (tmp_path / "rows").write_bytes(bytes(size))
+    with (tmp_path / "rows").open("rb") as file, pytest.raises(OSError, match="empty"):
+        MappedRows(file.fileno(), 128)
 
 
 def test_passes_of_lbfgs_and_a_polish_use_it(write: Write) -> None:
