@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from .errors import StreamgdError, UnreadableShard
+from .errors import ReadFailed, StreamgdError, UnreadableShard
 from .shortage import exhausted, out_of_memory
 
 SIGNALS = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
@@ -64,6 +64,11 @@ def crashes_told(tell: Callable[[StreamgdError], None]) -> Iterator[None]:
         with suppress(BaseException):  # whatever goes wrong now, the process must end
             if exhausted():  # a library ended the process for want of a thread, or of memory
                 error: StreamgdError = out_of_memory(f"a library ended the process ({name})")
+            elif _now.where is None and number == signal.SIGBUS:
+                error = ReadFailed(
+                    "a file that is used as memory, such as that of a cache, was cut short, or its disk failed "
+                    "(SIGBUS). Run again, from the last checkpoint if there is one."
+                )
             elif _now.where is None:
                 faulthandler.dump_traceback()
                 error = StreamgdError(

@@ -199,6 +199,16 @@ import ctypes
 from streamgd.data.direct import PageRows
 PageRows.encode = lambda *args: ctypes.CDLL(None).memset(8, 1, 100)
 """
+CUT = """
+import os
+from streamgd import steps
+drain = steps.drain
+def cut(rows, *args):
+    if len(rows) > 10_000:  # not those of a window alone
+        os.truncate({path!r}, 0)
+    drain(rows, *args)
+steps.drain = cut
+"""
 HOWS = {
     "SIGSEGV": "ctypes.CDLL(None).memset(8, 1, 100)",
     "SIGABRT": "ctypes.CDLL(None).abort()",
@@ -230,6 +240,20 @@ def test_a_crash_without_arrow_is_one_too(data: Path) -> None:
     code, said, err = ended(start(CRASH_WITHOUT_ARROW, *arguments(data, None)))
     assert code == 3, err
     assert "crashes the decoder (SIGSEGV" in said["message"] and "shard part-0" in said["message"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files are mapped on Linux")
+def test_a_cache_that_is_cut_while_it_is_used_is_an_error_that_says_so(data: Path, tmp_path: Path) -> None:
+    options = [
+        *arguments(data, tmp_path / "kept")[:-4],
+        "--cache",
+        tmp_path / "cache",
+        "--checkpoint",
+        tmp_path / "kept",
+    ]
+    code, said, err = ended(start(CUT.format(path=str(tmp_path / "cache" / "rows.bin")), *options))
+    assert code == 3 and said["error"] == "ReadFailed", err
+    assert "was cut short" in said["message"] and "checkpoint" in said["message"]
 
 
 @pytest.mark.parametrize("what", ["boundaries", "kills", "signals", "damage", "hostile"])
