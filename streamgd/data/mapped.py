@@ -87,6 +87,13 @@ class MappedRows:
         begin = first * self._row_bytes // UNIT * UNIT
         self._for(begin, min(-(-end * self._row_bytes // UNIT) * UNIT, self.rows.nbytes), _LET_GO)
 
+    def forget(self, values: NDArray[np.float32]) -> None:
+        """Let go of the memory of an array that nobody reads again, though it is still known: its values become 0."""
+        begin = -(-values.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+        size = (values.ctypes.data + values.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - begin
+        if size > 0:
+            self._for(begin - self._begin, begin - self._begin + size, _LET_GO)
+
     def _for(self, begin: int, end: int, advice: int) -> None:
         begin = begin // mmap.PAGESIZE * mmap.PAGESIZE
         if self._advise(self._begin + begin, end - begin, advice):

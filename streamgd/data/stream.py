@@ -225,7 +225,8 @@ class WindowStream:
         if mapped is None or not mapped.are_near(stretches):
             rows = spare.pop() if spare else self.encoder.new_rows(self.plan.capacity)
             return self._fill(pool, epoch, index, rows, suspended)
-        spare.clear()
+        while spare:  # who took the window before still knows its rows
+            mapped.forget(spare.pop())
         tasks = [Task(partial(self._bring, mapped, *place)) for place in places.items()]
         order = Task(partial(self._mapped_order, epoch, index, stretches))
         if pool is not None:

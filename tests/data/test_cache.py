@@ -195,6 +195,10 @@ def test_memory_of_mapped_rows_comes_and_goes(tmp_path: Path) -> None:
     for first, end in ((0, 65), (-1, 3), (5, 4)):
         with pytest.raises(OSError, match="shorter"):
             mapped.bring(first, end)
+    values = np.ones(1 << 20, np.float32)
+    mapped.forget(values)
+    assert np.count_nonzero(values) < 2 * 4096 // 4  # but for the pages at its ends
+    mapped.forget(values[:3])
     rows = mapped.rows
     del mapped
     assert rows[63, 1023] == 64 * 1024 - 1  # what is mapped lives as long as its rows
