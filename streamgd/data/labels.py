@@ -142,7 +142,7 @@ def scan_labels(
     ranges = consecutive(source.manifest.n_row_groups, PARTS)
     scan = _LabelScan(source, target, kind, task, weight, ranges)
     if executor is None:
-        # Local numbers take Arrow so little that threads wait for the interpreter: two took 75 ms where one took 45.
+        # Local numbers are mostly counted ahead, by threads; what is left takes the interpreter, for which others wait.
         executor = Serial() if n_jobs == 1 or (source.local and not categorical) else Threads(n_jobs)
         if isinstance(executor, Serial):
             scan.counts = scan.counted(range(source.manifest.n_row_groups), n_jobs)
