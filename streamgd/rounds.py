@@ -54,17 +54,6 @@ class CachePart(NamedTuple):
     cache: BlockCache
     row_groups: NDArray[np.int64]
 
-    def give_up(self, error: OSError) -> None:
-        """See `BlockCache.give_up`."""
-        self.cache.give_up(error)
-
-    def mapped(self) -> None:
-        """Never: each partition has memory for a window, which all of its rounds use."""
-
-    def places(self, run: Run) -> list[tuple[int, int]]:
-        """See `BlockCache.places`."""
-        return self.cache.places(Run(int(self.row_groups[run.row_group]), run.spans))
-
     def get(self, run: Run, out: NDArray[np.float32], texts: list[NDArray[np.uint32]]) -> int | None:
         """See `BlockCache.get`."""
         return self.cache.get(Run(int(self.row_groups[run.row_group]), run.spans), out, texts)

@@ -60,7 +60,7 @@ def advance_in_windows(
         feed.plan,
         n_jobs=feed.memory.n_jobs,
         cache=feed.cache,
-        in_place=True,
+        in_place=feed.cache,
         start=first,
         stop=Position(epochs),
         times=times,

@@ -67,15 +67,6 @@ class _Piece(NamedTuple):
 class Cache(Protocol):
     """What a stream asks of a cache, see `BlockCache`."""
 
-    def give_up(self, error: OSError) -> None:
-        """Be of no use from now on."""
-
-    def mapped(self) -> MappedRows | None:
-        """All rows as memory, if that can be."""
-
-    def places(self, run: Run) -> list[tuple[int, int]]:
-        """Where the rows of a run lie among all rows."""
-
     def get(self, run: Run, out: NDArray[np.float32], texts: list[NDArray[np.uint32]]) -> int | None:
         """Read the rows of a run, if they are all there."""
 

@@ -55,8 +55,8 @@ class MappedRows:
         if n == 0:
             raise OSError("it is empty")
         pages = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-        self._advise = ctypes.CDLL(None, use_errno=True).madvise
-        self._advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        self._madvise = ctypes.CDLL(None, use_errno=True).madvise
+        self._madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         self._begin = int(np.frombuffer(pages, np.uint8).ctypes.data)
         # Kernels are compiled for arrays that may be written to.
         words = (ctypes.c_uint32 * (size // 4)).from_address(self._begin)
@@ -80,22 +80,24 @@ class MappedRows:
             raise OSError("it is shorter than it was")
         if end > first:
             for advice in (_WILL_NEED, _POPULATE):
-                self._for(first * self._row_bytes, end * self._row_bytes, advice)
+                self._advise(self._begin + first * self._row_bytes, self._begin + end * self._row_bytes, advice)
 
     def let_go(self, first: int, end: int) -> None:
         """Let go of the memory of rows and of what came with them; it is there again when it is touched."""
         begin = first * self._row_bytes // UNIT * UNIT
-        self._for(begin, min(-(-end * self._row_bytes // UNIT) * UNIT, self.rows.nbytes), _LET_GO)
+        end = min(-(-end * self._row_bytes // UNIT) * UNIT, self.rows.nbytes)
+        self._advise(self._begin + begin, self._begin + end, _LET_GO)
 
     def forget(self, values: NDArray[np.float32]) -> None:
         """Let go of the memory of an array that nobody reads again, though it is still known: its values become 0."""
         begin = -(-values.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
-        size = (values.ctypes.data + values.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - begin
-        if size > 0:
-            self._for(begin - self._begin, begin - self._begin + size, _LET_GO)
+        end = (values.ctypes.data + values.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > begin:
+            self._advise(begin, end, _LET_GO)
 
-    def _for(self, begin: int, end: int, advice: int) -> None:
+    def _advise(self, begin: int, end: int, advice: int) -> None:
+        """Advise the system on the pages from one address to another."""
         begin = begin // mmap.PAGESIZE * mmap.PAGESIZE
-        if self._advise(self._begin + begin, end - begin, advice):
+        if self._madvise(begin, end - begin, advice):
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error))

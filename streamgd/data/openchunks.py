@@ -117,10 +117,11 @@ def open_column(raws: Sequence[RawRowGroup], name: str) -> list[Chunk | None]:
     for k, raw in enumerate(raws):
         chunk = Chunk(raw, place)
         try:
-            if not known[k]:
-                raise NotDirect("codec, size or type")
-            together.open(chunk, places[k]) if k in places else chunk.open(0, raw.rows)
-            chunks.append(chunk)
+            if k in places:
+                together.open(chunk, places[k])
+            elif known[k]:
+                chunk.open(0, raw.rows)
+            chunks.append(chunk if known[k] else None)
         except (NotDirect, pa.ArrowException, OSError, MemoryError):  # Arrow will say what is wrong
             chunks.append(None)
     return chunks

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from .blocks import Block, BlockReader
-from .cache import Cache
+from .cache import BlockCache, Cache
 from .encode import Encoder
 from .mapped import MappedRows
 from .rowgroups import Source
@@ -105,19 +105,23 @@ class _NotMapped(Exception):
     """Rows of the cache cannot be mapped: they are read, or those of the shards are."""
 
 
+class _InPlace(NamedTuple):
+    """Stretches of the rows of a cache that are a window where they lie; ``order`` finds out in which to take them."""
+
+    cached: MappedRows
+    stretches: Sequence[tuple[int, int]]
+    order: Task[NDArray[np.uint32]]
+
+
 @dataclass
 class _Filling:
-    """A window that is being filled: its tasks in the order of its runs.
-
-    ``mapped`` are stretches of the rows of a cache, where these are its memory, and ``order`` finds out that of them.
-    """
+    """A window that is being filled: its tasks in the order of its runs."""
 
     epoch: int
     index: int
     rows: NDArray[np.float32]
     tasks: list[Task[_Filled]]
-    mapped: Sequence[tuple[int, int]] | None = None
-    order: Task[NDArray[np.uint32]] | None = None
+    in_place: _InPlace | None = None
 
 
 class WindowStream:
@@ -140,8 +144,8 @@ class WindowStream:
         Memory for a window, if ``n_jobs`` is 0.
     cache : BlockCache, optional
         Where encoded rows are written, and read from when they are there.
-    in_place : bool
-        Whether windows may be rows of the cache where they lie: then ``order`` is not one of 0 to n - 1.
+    in_place : BlockCache, optional
+        The same, if windows may be its rows where they lie: then ``order`` is not one of 0 to n - 1.
     times : Times, optional
         Takes what was spent on what.
     """
@@ -157,7 +161,7 @@ class WindowStream:
         start: Position = START,
         stop: Position = Position(1),  # noqa: B008  # it cannot be changed
         rows: NDArray[np.float32] | None = None,
-        in_place: bool = False,
+        in_place: BlockCache | None = None,
         times: Times | None = None,
     ) -> None:
         self.source, self.encoder, self.plan = source, encoder, plan
@@ -202,11 +206,16 @@ class WindowStream:
             except _NotMapped:
                 this = self._fill(pool, this.epoch, this.index, self.encoder.new_rows(self.plan.capacity), suspended)
                 n, skipped, lost, texts = self._gather(this, ahead)
-            order = this.order.result() if this.order else self.plan.row_order(this.epoch, this.index, n)
+            there = this.in_place
+            order = self.plan.row_order(this.epoch, this.index, n) if there is None else there.order.result()
             last = this.index == self.plan.n_windows - 1
             yield Window(this.rows, order, this.epoch, this.index, last, skipped, lost, texts)
             texts.clear()
-            self._be_done_with(this, spare)
+            if there is None:
+                spare.append(this.rows)
+            else:
+                for stretch in there.stretches:
+                    there.cached.let_go(*stretch)
 
     def _begin(
         self,
@@ -217,49 +226,38 @@ class WindowStream:
         suspended: dict[int, Task[_Filled]],
     ) -> _Filling:
         """Start the threads on a window: with rows where the cache has them, or in memory of its own."""
-        mapped = self.cache.mapped() if self.cache is not None and self.in_place else None
-        places = dict[Run, list[tuple[int, int]]]()
-        if self.cache is not None and mapped is not None:
-            places = {run: self.cache.places(run) for run in self.plan.window(epoch, index)}
-        stretches = list(chain.from_iterable(places.values()))
-        if mapped is None or not mapped.are_near(stretches):
-            rows = spare.pop() if spare else self.encoder.new_rows(self.plan.capacity)
-            return self._fill(pool, epoch, index, rows, suspended)
-        while spare:  # who took the window before still knows its rows
-            mapped.forget(spare.pop())
-        tasks = [Task(partial(self._bring, mapped, *place)) for place in places.items()]
-        order = Task(partial(self._mapped_order, epoch, index, stretches))
-        if pool is not None:
-            for run in (*(task.run for task in tasks), order.run):
-                pool.submit(run)
-        return _Filling(epoch, index, mapped.rows, tasks, stretches, order)
+        cache, cached = self.in_place, None if self.in_place is None else self.in_place.mapped()
+        if cache is not None and cached is not None:
+            places = {run: cache.places(run) for run in self.plan.window(epoch, index)}
+            stretches = list(chain.from_iterable(places.values()))
+            if cached.are_near(stretches):
+                while spare:  # who took the window before still knows its rows
+                    cached.forget(spare.pop())
+                tasks = [Task(partial(self._bring, cache, cached, *place)) for place in places.items()]
+                order = Task(partial(self._order_in_place, epoch, index, stretches))
+                if pool is not None:
+                    for run in (*(task.run for task in tasks), order.run):
+                        pool.submit(run)
+                return _Filling(epoch, index, cached.rows, tasks, _InPlace(cached, stretches, order))
+        rows = spare.pop() if spare else self.encoder.new_rows(self.plan.capacity)
+        return self._fill(pool, epoch, index, rows, suspended)
 
-    def _mapped_order(self, epoch: int, index: int, stretches: Sequence[tuple[int, int]]) -> NDArray[np.uint32]:
+    def _order_in_place(self, epoch: int, index: int, stretches: Sequence[tuple[int, int]]) -> NDArray[np.uint32]:
         """The order of a window whose rows lie among others."""
         rows = np.concatenate([np.zeros(0, np.uint32), *(np.arange(*one, dtype=np.uint32) for one in stretches)])
         return rows[self.plan.row_order(epoch, index, len(rows))]
 
-    def _bring(self, mapped: MappedRows, run: Run, stretches: list[tuple[int, int]]) -> _Filled:
+    def _bring(self, cache: BlockCache, cached: MappedRows, run: Run, stretches: list[tuple[int, int]]) -> _Filled:
         """Map the rows of a run."""
         began = thread_time()
         try:
             for first, end in stretches:
-                mapped.bring(first, end)
+                cached.bring(first, end)
         except OSError as error:
-            assert self.cache is not None
-            self.cache.give_up(error)
+            cache.give_up(error)
             raise _NotMapped from error
         n = sum(end - first for first, end in stretches)
         return _Filled(0, run.rows, n, reading=thread_time() - began)
-
-    def _be_done_with(self, window: _Filling, spare: list[NDArray[np.float32]]) -> None:
-        """Let go of the memory of a window, or keep it for another."""
-        mapped = self.cache.mapped() if self.cache is not None and window.mapped is not None else None
-        if window.mapped is None:
-            spare.append(window.rows)
-        elif mapped is not None:
-            for first, end in window.mapped:
-                mapped.let_go(first, end)
 
     def _places(self) -> Iterator[tuple[int, int]]:
         """Epoch and number of each window."""
@@ -359,7 +357,7 @@ class WindowStream:
             self.times.reading += filled.reading
             self.times.encoding += filled.encoding
             self.times.bytes += filled.planned * self._row_bytes
-            if (skipped or lost) and window.mapped is None:
+            if (skipped or lost) and window.in_place is None:
                 rows[n : n + filled.rows] = rows[filled.place : filled.place + filled.rows]
             n += filled.rows
             skipped += filled.planned - filled.rows - filled.lost
