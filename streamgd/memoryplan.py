@@ -93,9 +93,9 @@ class Table:
         return -(-((2 + self.states) * self.outputs + 1) // 4) * 4
 
     def bytes(self, slots: int) -> int:
-        """Bytes of so many slots, with the average and a copy of the weights that becomes the model."""
+        """Bytes of so many slots: with the average, a copy of the weights that becomes the model, and their order."""
         waiting = self.copy(slots) * (self.partitions.bit_length() + 2)
-        steps = slots * 4 * (self.cells + (1 + self.averaged) * self.outputs) + slots + waiting
+        steps = slots * 4 * (self.cells + (1 + self.averaged) * self.outputs) + slots + slots // 2 + waiting
         vectors = 8 * self.outputs * min(slots, self.descended) * LBFGS_VECTORS
         return steps + vectors + (slots * (16 * self.outputs + 1) if self.descended else 0)
 

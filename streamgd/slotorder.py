@@ -1,9 +1,9 @@
 """Where in the table of hashed features each slot lies: the most common ones first, side by side.
 
 A slot is so many bits of a hash, so those that rows have again and again lie anywhere in the table, each in a cache
-line and a page with others that are rare; and a processor that finds some thousand pages at once waits for most of
-them. Four of five features of a click log have one of 4,000 slots, which take 64 kB side by side: learning takes a
-sixth less time while other threads read, a quarter less alone.
+line and a page with others that are rare. A processor remembers where some thousand pages are; for each other it waits
+longer than for the line (4 to 8 ns, however early it is asked). Of a click log with 4 million slots, 3.4 slots a row
+lie in pages that it has forgotten if the slots are in the order of hashes, 1.5 if the most common ones come first.
 
 Only where a slot lies changes, nothing that becomes of it. Models have their slots by hash.
 """
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from .kernels.moves import find_places, list_moves
 
-#: So many slots come first, at most. With half or twice as many, learning takes the same time within 3 %.
-MOST_COMMON = 1 << 13
+#: So many slots come first, at most. With an eighth, more pages are forgotten; with four times as many, no fewer that
+#: could be seen in the time, and a checkpoint names them.
+MOST_COMMON = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,24 +43,33 @@ class SlotOrder:
     @classmethod
     def of(cls, common: NDArray[np.uint32], n_slots: int) -> Self:
         """Let the slots of some hashes come first, in their order."""
-        slots, first = np.unique(common & np.uint32(n_slots - 1), return_index=True)
-        front = np.arange(len(slots), dtype=np.uint32)
+        # One number each, the slot and when it came: sorting those is several times as fast as sorting by slot.
+        came = np.arange(len(common), dtype=np.uint64)
+        words = np.sort((common & np.uint32(n_slots - 1)).astype(np.uint64) << 32 | came)
+        words = words[np.append(True, words[1:] >> 32 != words[:-1] >> 32)[: len(words)]]
+        slots, front = (words >> 32).astype(np.uint32), np.arange(len(words), dtype=np.uint32)
         # What lay in front takes the places that are left.
-        away, left = np.setdiff1d(front, slots), np.setdiff1d(slots, front)
-        return cls(n_slots, np.concatenate([slots[np.argsort(first)], away]), np.concatenate([front, left]))
+        in_front = np.zeros(len(slots), np.bool_)
+        in_front[slots[slots < len(slots)]] = True
+        in_their_order = slots[np.argsort(words & 0xFFFFFFFF)]
+        return cls(
+            n_slots,
+            np.concatenate([in_their_order, front[~in_front]]),
+            np.concatenate([front, slots[slots >= len(slots)]]),
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: vars(self)[name] for name in ("n_slots", "moved", "place")}
 
     @cached_property
-    def _there(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        words, field = list_moves(self.moved, self.place)
-        return words, field
+    def _there(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        field, places = list_moves(self.moved, self.place, self.n_slots)
+        return field, places
 
     @cached_property
-    def _back(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        words, field = list_moves(self.place, self.moved)
-        return words, field
+    def _back(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        field, places = list_moves(self.place, self.moved, self.n_slots)
+        return field, places
 
     def place_all(self, hashes: NDArray[np.uint32]) -> None:
         """Put in the place of hashes where their slots lie."""

@@ -40,8 +40,6 @@ SAMPLE_ROW_GROUPS = (8, 32)
 #: Of hashes that are more than so many in the sample, and of the n-grams of texts, those are counted that begin with
 #: so many zero bits: one in 16.
 MOST_COUNTED, ZEROS = 1 << 20, 4
-#: The most common ones are looked for in about so many rows, all over the sample.
-ROWS_COUNTED = 2 * PIECE_ROWS
 #: What varies by less counts as constant: float32 could not hold the coefficient of a feature that is divided by it.
 LEAST_SCALE = 1e-36
 #: E x^4 / (E x^2)^2 of normal values, the longest tails whose steps are not shortened.
@@ -238,7 +236,6 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
     pieces = sample_pieces(source.manifest.rows, seed, encoder.row_cost)
     wanted = sum(stop - start for _, start, stop in pieces)
     zeros = 0 if wanted * encoder.layout.n_index <= MOST_COUNTED else ZEROS
-    whole = set(pieces[:: max(1, wanted // ROWS_COUNTED)]) if encoder.is_orderable else set()
     errors: list[DataError] = []
     dense, hashed = _parts(encoder)
     moments_of = _moments_of_exact if _is_exact(source, dense) else _moments
@@ -247,7 +244,7 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
         row_group, start, stop = piece
         try:
             told = moments_of(source, dense, piece) if dense.columns else []
-            found = _counts(source, hashed, piece, zeros, piece in whole) if hashed is not None else None
+            found = _counts(source, hashed, piece, zeros, encoder.is_orderable) if hashed is not None else None
             return stop - start, told, found
         except DataError as error:
             source.left_out.note(error, source.manifest, row_group, whole=True)

@@ -1,92 +1,72 @@
-"""Where slots lie that do not lie where their hash says: a hash table of those that move (see `streamgd.slotorder`).
+"""Where slots lie that do not lie where their hash says (see `streamgd.slotorder`).
 
-Most of the hashes that are looked up are of slots that do not: a bit that several slots share says so, of a field that
-stays in the first cache.
+A bit for each slot says whether it moves, and how many before it do is its number among those that move, under which
+its place is found: two numbers from memory for a slot that moves, one for others, and nothing that has to be guessed.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import address_of, jit, kernel, prefetch
+from .intrinsics import jit, kernel, ones
 
-#: Bits that say whether some of the slots that share them move.
-_BITS = 18
 #: Hashes that are looked up together.
 _TOGETHER = 1024
-#: A word holds a slot and its place, or neither. Slots have at most 28 bits.
-_NEITHER = np.uint64(0xFFFFFFFFFFFFFFFF)
-_HALF, _WORD = np.uint64(32), np.uint64(6)
-#: 2^32 over the golden ratio: neighbours, as are those that move from the front, begin far apart.
-_SPREAD = np.uint32(0x9E3779B1)
+#: A slot has the number of a word, and that of a bit in it.
+_WORD, _BIT, _ONE = np.uint32(6), np.uint32(63), np.uint64(1)
 
 
 @jit
-def _spread(slot):
-    """A number of 32 bits, different for each slot."""
-    return np.uint64(np.uint32(slot * _SPREAD))
-
-
-@jit
-def _first_word(slot, size):
-    """Word of a table of 2^k at which one looks for a slot first."""
-    return np.int64(_spread(slot) >> np.uint64(8)) & (size - 1)
-
-
-@jit
-def _bit(slot):
-    """Word of the field, and number of its bit, that a slot shares with others."""
-    bit = _spread(slot) >> np.uint64(32 - _BITS)
-    return np.int64(bit >> _WORD), bit & np.uint64(63)
+def _before(bits, bit):
+    """How many of the bits of a word before one are 1."""
+    return ones(bits & ((_ONE << bit) - _ONE))
 
 
 @kernel
-def list_moves(moved, place):
-    """Make a table of slots (uint32[m], each once) and the place of each (uint32[m]), a quarter filled.
+def list_moves(moved, place, n_slots):
+    """Make what finds the place of each of some slots.
+
+    Parameters
+    ----------
+    moved : uint32[m]
+        Slots that move, each once.
+    place : uint32[m]
+        Where each lies.
+    n_slots : int
+        Slots of the table.
 
     Returns
     -------
-    tuple of ndarray of uint64
-        The table, and the field.
+    field : uint64[ceil(n_slots / 64), 2]
+        Bits of slots that move, and how many move that come before those.
+    places : uint32[m]
+        Their places, in the order of the slots.
     """
-    size = 2
-    while size < 4 * len(moved):
-        size *= 2
-    words, field = np.full(size, _NEITHER), np.zeros(1 << _BITS - 6, np.uint64)
+    field, places = np.zeros((-(-n_slots // 64), 2), np.uint64), np.empty(len(moved), np.uint32)
+    for slot in moved:
+        field[np.int64(slot >> _WORD), 0] |= _ONE << np.uint64(slot & _BIT)
+    before = np.uint64(0)
+    for word in range(len(field)):
+        field[word, 1] = before
+        before += ones(field[word, 0])
     for i in range(len(moved)):
-        word = _first_word(moved[i], size)
-        while words[word] != _NEITHER:
-            word = (word + 1) & (size - 1)
-        words[word] = (np.uint64(moved[i]) << _HALF) | np.uint64(place[i])
-        word, bit = _bit(moved[i])
-        field[word] |= np.uint64(1) << bit
-    return words, field
+        bits, first = field[np.int64(moved[i] >> _WORD)]
+        places[np.int64(first + _before(bits, np.uint64(moved[i] & _BIT)))] = place[i]
+    return field, places
 
 
 @kernel
-def find_places(hashes, mask, words, field):
-    """Replace hashes (uint32[n]) by the places of their slots: the slot itself, if it does not move.
-
-    Those that may move are listed first, and their words asked for: a branch for each hash that waits for the word
-    would cost 10 ns.
-    """
-    size, listed = len(words), np.empty(_TOGETHER, np.int64)
+def find_places(hashes, mask, field, places):
+    """Replace hashes (uint32[n]) by the places of their slots: the slot itself, if it does not move."""
+    listed, numbers = np.empty(_TOGETHER, np.int64), np.empty(_TOGETHER, np.int64)
     for first in range(0, len(hashes), _TOGETHER):
         n = np.int64(0)
         for i in range(first, min(first + _TOGETHER, len(hashes))):
             slot = hashes[i] & mask
+            word, bit = np.int64(slot >> _WORD), np.uint64(slot & _BIT)
+            bits = field[word, 0]
             hashes[i] = slot
-            word, bit = _bit(slot)
-            listed[n] = i
-            n += np.int64((field[word] >> bit) & np.uint64(1))
+            listed[n], numbers[n] = i, np.int64(field[word, 1] + _before(bits, bit))
+            n += np.int64((bits >> bit) & _ONE)
         for k in range(n):
-            prefetch(address_of(words) + 8 * _first_word(hashes[listed[k]], size))
-        for k in range(n):
-            i = listed[k]
-            slot = hashes[i]
-            word = _first_word(slot, size)
-            while words[word] != _NEITHER:
-                if np.uint32(words[word] >> _HALF) == slot:
-                    hashes[i] = np.uint32(words[word] & np.uint64(0xFFFFFFFF))
-                    break
-                word = (word + 1) & (size - 1)
+            hashes[listed[k]] = places[numbers[k]]
