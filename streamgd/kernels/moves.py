@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import jit, kernel, ones
+from .intrinsics import address_of, eight_bytes_at, jit, kernel, ones, put_uint32, uint32_at
 
 #: Hashes that are looked up together.
 _TOGETHER = 1024
@@ -58,15 +58,24 @@ def list_moves(moved, place, n_slots):
 @kernel
 def find_places(hashes, mask, field, places):
     """Replace hashes (uint32[n]) by the places of their slots: the slot itself, if it does not move."""
-    listed, numbers = np.empty(_TOGETHER, np.int64), np.empty(_TOGETHER, np.int64)
+    listed = np.empty(_TOGETHER, np.uint32)
+    hashes_at, field_at, places_at, listed_at = (
+        address_of(hashes),
+        address_of(field),
+        address_of(places),
+        address_of(listed),
+    )
     for first in range(0, len(hashes), _TOGETHER):
         n = np.int64(0)
         for i in range(first, min(first + _TOGETHER, len(hashes))):
-            slot = hashes[i] & mask
-            word, bit = np.int64(slot >> _WORD), np.uint64(slot & _BIT)
-            bits = field[word, 0]
-            hashes[i] = slot
-            listed[n], numbers[n] = i, np.int64(field[word, 1] + _before(bits, bit))
-            n += np.int64((bits >> bit) & _ONE)
+            slot = uint32_at(hashes_at, i) & mask
+            put_uint32(hashes_at, i, slot)
+            put_uint32(listed_at, n, np.uint32(i - first))
+            bits = eight_bytes_at(field_at + 16 * np.int64(slot >> _WORD))
+            n += np.int64((bits >> np.uint64(slot & _BIT)) & _ONE)
         for k in range(n):
-            hashes[listed[k]] = places[numbers[k]]
+            i = first + np.int64(uint32_at(listed_at, k))
+            slot = uint32_at(hashes_at, i)
+            word = field_at + 16 * np.int64(slot >> _WORD)
+            number = eight_bytes_at(word + 8) + _before(eight_bytes_at(word), np.uint64(slot & _BIT))
+            put_uint32(hashes_at, i, uint32_at(places_at, np.int64(number)))
