@@ -74,8 +74,8 @@ def find_places(hashes, mask, field, places):
             bits = eight_bytes_at(field_at + 16 * np.int64(slot >> _WORD))
             n += np.int64((bits >> np.uint64(slot & _BIT)) & _ONE)
         for k in range(n):
-            i = first + np.int64(uint32_at(listed_at, k))
-            slot = uint32_at(hashes_at, i)
+            at = hashes_at + 4 * (first + np.int64(uint32_at(listed_at, k)))
+            slot = uint32_at(at, 0)
             word = field_at + 16 * np.int64(slot >> _WORD)
             number = eight_bytes_at(word + 8) + _before(eight_bytes_at(word), np.uint64(slot & _BIT))
-            put_uint32(hashes_at, i, uint32_at(places_at, np.int64(number)))
+            put_uint32(at, 0, uint32_at(places_at, np.int64(number)))
