@@ -207,7 +207,7 @@ class FeatureSpec:
         """Dense cell that gives each scaled index its value."""
         return np.array([self.cell(column.parts[0]) for column in self.group("scaled")], np.int64)
 
-    @property
+    @cached_property
     def kernel_factor(self) -> NDArray[np.float64]:
         """The same cells, and ``factor``, as kernels take them; float64[2, number of scaled columns]."""
         return np.array([self.scaled_cells.astype(np.float64), self.factor])
@@ -312,7 +312,7 @@ class Layout:
         """Bytes an encoded row."""
         return self.stride * 4
 
-    @property
+    @cached_property
     def cells(self) -> Cells:
         """The same for kernels."""
         return Cells(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class Job:
         """The same with another encoder, also of the models that are trained side by side."""
         return replace(self, encoder=encoder, beside=tuple(replace(one, encoder=encoder) for one in self.beside))
 
-    @property
+    @cached_property
     def settings(self) -> NDArray[np.float64] | None:
         """What they differ in, as kernels take it; None of a single one."""
         return np.array([job.problem.settings() for job in self.beside]) if self.beside else None
@@ -99,7 +100,7 @@ class Job:
         outputs = self.outputs * len(self.models)
         return Table(slots, outputs, config.method.slots, config.averaged, descended, config.streams)
 
-    @property
+    @cached_property
     def problem(self) -> Problem:
         """What the kernel minimises, and how."""
         config = self.config
