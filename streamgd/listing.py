@@ -174,7 +174,7 @@ class Lister:
                 break
             if hashes > len(room.places):
                 room.grow(hashes)
-            words = words_for.py_func(min(hashes, self.slots))  # a function of kernels, which Python would compile
+            words = words_for(min(hashes, self.slots))
             self._words, self._number = np.zeros(max(words, len(self._words)), np.uint64), np.zeros(1, np.int64)
         return Ready(wanted, Listed(start, start + rows, room.unique, room.places, room.counts[:stretches]))
 

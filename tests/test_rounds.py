@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from streamgd import SGDClassifier, SGDRegressor
 from streamgd.config import Config
@@ -21,7 +22,6 @@ from streamgd.errors import ConfigError, TrainingDiverged, UnreadableShard
 from streamgd.executors import Executor, Serial, Threads, middle
 from streamgd.job import finish, prepare
 from streamgd.kernels.combine import combine_dense, combine_tables
-from streamgd.kernels.intrinsics import jit
 from streamgd.kernels.updates import settled as kernel_settled
 from streamgd.optimizers import OPTIMIZERS
 from streamgd.rounds import Dealt, Round, rounds_of
@@ -33,7 +33,7 @@ from .conftest import Write, classification, regression
 from .kernels.arguments import STEPPING, problem
 
 EXECUTORS: dict[str, Executor] = {"serial": Serial(), "threads": Threads(3)}
-settled = jit(lambda *args: kernel_settled(*args))
+settled = njit(lambda *args: kernel_settled(*args))
 
 
 def mixed(rows: int, seed: int = 0) -> pa.Table:

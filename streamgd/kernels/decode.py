@@ -43,10 +43,10 @@ PAGE_FIELDS = 8
 NEXT_PAGE, LAST_PAGE, LEFT, TABLE, LENGTH, MISSING, CELL, RAW, NULL_ROWS = range(9)
 #: What its page says: whether nothing is null; the address of the next cell and how many are left, if cells are no
 #: codes; and, of the bits that say what is null and of the codes, a stream of runs each.
-_FLAT, _PLACE, _LEFT_CELLS, _LEVELS = range(9, 13)
+_FLAT, _PLACE, _LEFT_CELLS = range(9, 12)
 _RUN_FIELDS = 7
-_CODES = _LEVELS + _RUN_FIELDS
-COLUMN_FIELDS = _CODES + _RUN_FIELDS
+_LEVELS, _CODES = np.int64(12), np.int64(12 + _RUN_FIELDS)
+COLUMN_FIELDS = 12 + 2 * _RUN_FIELDS
 #: A stream of runs: where the next begins, the end of all, bits of a value; of the run that is under way, the values
 #: left, the value that it repeats (-1: each value stands there), where they begin and the bits before the next.
 _AT, _END, _WIDTH, _RUN_LEFT, _REPEATED, _RUN, _BIT = range(_RUN_FIELDS)
@@ -142,12 +142,12 @@ def _begin_page(columns, k, pages):
             at += 4
         if size > end - at:
             return False
-        _begin_runs(columns, k, _LEVELS, at, at + size, 1)
+        _begin_runs(columns, k, _LEVELS, at, at + size, np.int64(1))
         at += size
     if pages[page, CODED]:
         columns[k, _PLACE] = 0
         if at >= end:
-            _begin_runs(columns, k, _CODES, 0, 0, 0)  # all are null
+            _begin_runs(columns, k, _CODES, at, at, np.int64(0))  # all are null
         elif uint8_at(at, 0) > 32:
             return False
         else:
@@ -395,7 +395,7 @@ def decode_rows(columns, pages, offsets, fills, n, tile, out):
         False if the pages hold fewer rows, or are not as they should be.
     """
     bits, dense = np.empty(PIECE // 64 + 2, np.uint64), np.zeros(PIECE + LANES, np.uint32)
-    first, good = 0, True
+    first, good = np.int64(0), True
     while first < len(columns) and good:
         line, last = columns[first, CELL] // LANES * LANES, first
         while last < len(columns) and columns[last, CELL] // LANES * LANES == line:

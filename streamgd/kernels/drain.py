@@ -177,8 +177,8 @@ def drain(
     paces, class_sums = np.zeros((models, 3)), np.empty(room_for, np.float32)
     if table is not None:
         room, sums = np.zeros((4, ROOM)), np.empty(len(params), np.float32)
-        stretch, unique_at, places_at, most, listed = 0, address_of(unique), address_of(places), ROOM, 0
-        found, together, alone = 0, stretch_rows(rows.shape[1], at, table.shape[1]), False
+        unique_at, places_at, most, listed = address_of(unique), address_of(places), np.int64(ROOM), np.int64(0)
+        stretch, found, together, alone = 0, np.int64(0), stretch_rows(rows.shape[1], at, table.shape[1]), False
         for k in range(len(counts)):
             most = max(most, counts[k])
             listed += counts[k]
@@ -187,9 +187,9 @@ def drain(
         few_marks = marks_of(few, table.shape[1], outputs)
     else:
         room, sums, few = None, None, None
-    held, held_at = -1, 0  # slots of a whole mini-batch
+    held, held_at = np.int64(-1), np.int64(0)  # slots of a whole mini-batch
     stale = True
-    left = 0  # rows of a stretch, whose slots are in ``few``
+    left = np.int64(0)  # rows of a stretch, whose slots are in ``few``
     i = start
     while True:
         if counters[CARRIED] == problem.batch_size or (last and i == stop and counters[CARRIED] > 0):
@@ -214,7 +214,7 @@ def drain(
             )
             if table is not None and held >= 0:
                 return_slots(table, held_at, held, few, outputs)
-                held = -1
+                held = np.int64(-1)
             if not going:
                 return
             stale = True

@@ -79,7 +79,7 @@ def bring_slots(table, slots_at, n, listed, few, outputs):
     The first must have been: see `ask_first`.
     """
     base, few_at, size, row = address_of(table), address_of(few), table.shape[1] * 4, few.shape[1] * 4
-    k, ahead = 0, slots_ahead(size)
+    k, ahead = np.int64(0), slots_ahead(size)
     if outputs is None:
         while k + 4 <= n:
             ask_for(base, slots_at, k + ahead, min(k + ahead + 4, listed), size, outputs)
@@ -106,14 +106,14 @@ def bring_slots(table, slots_at, n, listed, few, outputs):
 def ask_first(table, slots_at, listed, outputs):
     """Ask for those of the listed slots that are brought first."""
     size = table.shape[1] * 4
-    ask_for(address_of(table), slots_at, 0, min(slots_ahead(size), listed), size, outputs)
+    ask_for(address_of(table), slots_at, np.int64(0), min(slots_ahead(size), listed), size, outputs)
 
 
 @jit
 def return_slots(table, slots_at, n, few, outputs):
     """Copy them back."""
     base, few_at, size, row = address_of(table), address_of(few), table.shape[1] * 4, few.shape[1] * 4
-    k, ahead = 0, slots_ahead(size) // 4  # they have been here a moment ago
+    k, ahead = np.int64(0), slots_ahead(size) // 4  # they have been here a moment ago
     if outputs is None:
         while k + 4 <= n:
             ask_for(base, slots_at, k + ahead, min(k + ahead + 4, n), size, outputs)

@@ -216,7 +216,7 @@ def hash_words(offsets, data, valid, valid_offset, seed, missing, lower, scratch
     """
     end = offsets[len(ends)] if len(ends) else 0
     bytes_ = carray(pointer(data), (end,), np.uint8)
-    place = 0
+    place = np.int64(0)
     for i in range(len(ends)):
         if valid != 0 and bit(valid, valid_offset + i) == 0:
             if write:

@@ -116,7 +116,7 @@ def settle_slots(problem, settings, paces, few, few_marks, n, step, outputs, roo
     """
     slots, w, a, b = problem.slots, room[0], room[1], room[2]
     if outputs is None:
-        one, eta = configured(problem, settings, 0), paces[0, 0]
+        one, eta = configured(problem, settings, np.int64(0)), paces[0, 0]
         if one.l1 != 0.0 or one.l2 != 0.0:
             _settle(one, eta, step, n, few_marks, few[0], few[1 if slots > 0 else -1], few[2 if slots > 1 else -1])
     else:
@@ -255,7 +255,7 @@ def update_slots(problem, settings, paces, few, n, step, outputs, room):
     """
     slots, w, a, b, g = problem.slots, room[0], room[1], room[2], room[3]
     if outputs is None:
-        one = configured(problem, settings, 0)
+        one = configured(problem, settings, np.int64(0))
         a_row, b_row = few[1 if slots > 0 else -1], few[2 if slots > 1 else -1]
         if not _step(one, paces[0, 0], paces[0, 1], step, n, few[1 + slots], few[0], a_row, b_row):
             paces[0, 2] = np.inf
@@ -285,7 +285,7 @@ def average_table(problem, table, marks, counters, outputs, output, share, avera
     picked, mark, room = np.empty(ROOM, np.int64), np.empty(ROOM, np.int32), np.zeros((3, ROOM))
     w, a, b = room[0], room[1], room[2]
     for first in range(0, len(table), ROOM):
-        n = 0
+        n = np.int64(0)
         for k in range(first, min(first + ROOM, len(table))):
             picked[n], mark[n] = k, marks[k, last]
             n += marks[k, last] != 0  # most of a large table was never touched

@@ -126,7 +126,7 @@ def _skip_nested(data, at, kind, kinds, left):
         kind = kinds[depth]
         inside = depth > 0 and left[depth] > 0
         if left[depth] < 0:
-            _, kind, at = _field(data, at, 0)
+            _, kind, at = _field(data, at, np.int64(0))
             if at < 0:
                 return -1
             if kind == _STOP:
@@ -174,7 +174,7 @@ def _skip_nested(data, at, kind, kinds, left):
 @jit
 def _chunk(data, at, out, scratch):
     """Read a column chunk into a row of the table; return where it ends."""
-    number, dictionary = 0, np.int64(0)
+    number, dictionary = np.int64(0), np.int64(0)
     while True:
         number, kind, at = _field(data, at, number)
         if at < 0 or kind == _STOP:
@@ -184,7 +184,7 @@ def _chunk(data, at, out, scratch):
         if number != 3 or kind != _STRUCT:
             at = _skip(data, at, kind, scratch)
             continue
-        inner = 0
+        inner = np.int64(0)
         while True:
             inner, kind, at = _field(data, at, inner)
             if at < 0 or kind == _STOP:
@@ -230,7 +230,7 @@ def column_chunks(data, leaves, out):
     int
         Number of chunks; -1 if the footer cannot be read, or has others than these.
     """
-    at, number, found, scratch = 0, 0, 0, np.empty((2, DEPTH), np.int64)
+    at, number, found, scratch = np.int64(0), np.int64(0), 0, np.empty((2, DEPTH), np.int64)
     while True:
         number, kind, at = _field(data, at, number)
         if at < 0:
@@ -290,7 +290,7 @@ def page_header(data, out):
 @jit
 def _page_header(data, out, scratch):
     out[:] = -1
-    at, number = 0, 0
+    at, number = np.int64(0), np.int64(0)
     while True:
         number, kind, at = _field(data, at, number)
         if at < 0:
@@ -310,7 +310,7 @@ def _page_header(data, out, scratch):
 @jit
 def _values_header(data, at, second, out, scratch):
     """Read what the header says of the values; ``second``: in the second version. Return where that ends."""
-    number = 0
+    number = np.int64(0)
     while True:
         number, kind, at = _field(data, at, number)
         if at < 0 or kind == _STOP:

@@ -192,7 +192,7 @@ def read_chunks(descriptor, chunks, nullable, rows, raw, headers, out, pages, en
     int
         Number of chunks up to the first that is not for this, or is odd in any way; or all.
     """
-    first, done = 0, 0
+    first, done, nothing = np.int64(0), np.int64(0), np.int64(0)
     for k in range(len(chunks)):
         codec, size, unpacked = chunks[k, CODEC], chunks[k, COMPRESSED], chunks[k, UNCOMPRESSED]
         packed = codec == SNAPPY
@@ -218,7 +218,7 @@ def read_chunks(descriptor, chunks, nullable, rows, raw, headers, out, pages, en
             if packed and stays:
                 copy_block(address_of(raw), address_of(data), size)
                 data = raw
-            if not unpack_pages(data, 0, headers, 0, n, codec, address_of(out) + done, own):
+            if not unpack_pages(data, nothing, headers, nothing, n, codec, address_of(out) + done, own):
                 return k
         told[k, 0], told[k, 1], told[k, 2] = n, plain, n > 0 and headers[0, TYPE] == DICTIONARY_PAGE
         first, done = first + n, done + taken

@@ -143,13 +143,13 @@ def update(problem, before, eta, step, spread, gradient, params, a_row, b_row):
     All arrays are float64[p + 1]; ``a_row`` and ``b_row`` are the state. The penalty is of weights times ``spread``,
     which is 0 for the intercept. Return whether all weights are finite.
     """
-    wild = False
+    wild, once = False, np.int64(1)
     for j in range(len(params)):
         w, a, b = params[j], a_row[j], b_row[j]
         if problem.rare is not None and problem.optimizer == FTRL and before != eta:
             a = rebased(problem, before, eta, w, a, b)
         w, a, b = advance(problem, eta, step, gradient[j], w, a, b)
-        w = settled(problem, eta, step + 1, problem.l1 * spread[j], problem.l2 * spread[j] ** 2, 1, w, a, b)
+        w = settled(problem, eta, step + 1, problem.l1 * spread[j], problem.l2 * spread[j] ** 2, once, w, a, b)
         params[j], a_row[j] = w, a
         if problem.rare is not None:  # with fewer arrays that may overlap, this is vector code
             b_row[j] = b

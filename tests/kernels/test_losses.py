@@ -7,9 +7,9 @@ import pytest
 import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from streamgd.kernels import losses, reference_losses
-from streamgd.kernels.intrinsics import jit
 from streamgd.losses import DEFAULT_LOSS, LOSSES
 
 from .arguments import loss_args, targets
@@ -23,17 +23,17 @@ KINKS = {"hinge", "perceptron", "epsilon_insensitive", "quantile"}
 floats32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-@jit
+@njit
 def evaluate(code, args, z, y, n, value, derivative):
     losses.evaluate(code, True, args, z, y, n, value, derivative)
 
 
-@jit
+@njit
 def evaluate_common(code, args, z, y, n, value, derivative):
     losses.evaluate(code, None, args, z, y, n, value, derivative)
 
 
-softmax = jit(lambda *args: losses.softmax(*args))
+softmax = njit(lambda *args: losses.softmax(*args))
 
 
 def kernel(loss, z, y, kind=np.float32):

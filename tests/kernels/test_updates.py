@@ -7,10 +7,10 @@ import pytest
 import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from streamgd.config import Config
 from streamgd.kernels import reference, updates
-from streamgd.kernels.intrinsics import jit
 from streamgd.optimizers import OPTIMIZERS, PLACES
 from streamgd.penalties import penalty_value
 from streamgd.schedules import SCHEDULES
@@ -24,7 +24,12 @@ CURVATURE = np.array([0.5, 0.8, 1.0, 1.5, 2.0])
 MINIMUM = np.array([1.0, -2.0, 0.0, 0.3, 5.0])
 
 
-@jit
+# Compiled: what Python calls itself is Python.
+learning_rate = njit(lambda *args: updates.learning_rate(*args))
+shrink = njit(lambda *args: updates.shrink(*args))
+
+
+@njit
 def kernel(problem, before, eta, step, spread, gradient, params, slots):
     return updates.update(problem, before, eta, step, spread, gradient, params, slots[0], slots[1])
 
@@ -48,7 +53,7 @@ def quadratic(params):
 def descend(optimizer, schedule, params, slots, steps, eta0=0.1, rates=None, **penalty):
     args, rates = optimizer_args(optimizer), schedule_args(schedule, eta0) if rates is None else rates
     for step in steps:
-        before, eta = (updates.learning_rate(schedule.code, rates, at) for at in (max(step - 1, 0), step))
+        before, eta = (learning_rate(schedule.code, rates, at) for at in (max(step - 1, 0), step))
         assert take(optimizer, args, eta, step, quadratic(params), params, slots, before=before, **penalty)
 
 
@@ -62,7 +67,7 @@ def test_converges_on_a_quadratic(optimizer, schedule):
     params, slots = start(optimizer)
     oscillates = optimizer.name == "rmsprop"  # its steps are as long as the rate, however near the minimum is
     descend(optimizer, schedule, params, slots, range(5000), eta0=0.5)
-    last = updates.learning_rate(schedule.code, schedule_args(schedule, 0.5), 5000)
+    last = learning_rate(schedule.code, schedule_args(schedule, 0.5), 5000)
     np.testing.assert_allclose(params, MINIMUM, atol=last if oscillates else 2e-3)
 
 
@@ -123,7 +128,7 @@ def test_the_short_list_of_optimizers_gives_the_same_bits(code):
 @given(w=st.floats(-5, 5), pull=st.floats(0, 3), l1=st.floats(0, 2), l2=st.floats(0, 2))
 def test_shrinking_is_the_proximal_step_of_the_penalty(w, pull, l1, l2):
     """No weight near by or far off, and none of opposite sign, does better; it is a true zero where that is best."""
-    found = updates.shrink(w, pull, l1, l2)
+    found = shrink(w, pull, l1, l2)
 
     def objective(v):
         return (v - w) ** 2 / 2 + pull * penalty_value(np.array([v]), l1, l2)
@@ -193,7 +198,7 @@ def test_l1_makes_true_zeros_of_weights_that_do_not_matter(optimizer):
     schedule = SCHEDULES[optimizer.learning_rate]
     args, rates = optimizer_args(optimizer), schedule_args(schedule, 1.0 if schedule.name == "constant" else 0.1)
     for step in range(4000):
-        eta = updates.learning_rate(schedule.code, rates, step)
+        eta = learning_rate(schedule.code, rates, step)
         take(optimizer, args, eta, step, quadratic(params), params, slots, l1=0.9)
     exact = np.sign(MINIMUM) * np.maximum(np.abs(MINIMUM) - 0.9 / CURVATURE, 0)
     assert (params[exact == 0] == 0).all()
@@ -206,7 +211,7 @@ def test_l2_moves_the_minimum_to_where_the_objective_has_it(optimizer):
     schedule = SCHEDULES[optimizer.learning_rate]
     args, rates = optimizer_args(optimizer), schedule_args(schedule, 1.0 if schedule.name == "constant" else 0.1)
     for step in range(4000):
-        eta = updates.learning_rate(schedule.code, rates, step)
+        eta = learning_rate(schedule.code, rates, step)
         take(optimizer, args, eta, step, quadratic(params), params, slots, l2=0.5)
     np.testing.assert_allclose(params, CURVATURE * MINIMUM / (CURVATURE + 0.5), atol=0.03)
 
@@ -276,7 +281,7 @@ def test_schedules_are_positive_finite_and_never_rise(schedule, args):
         "large": schedule_args(schedule, 1e6),
         "small": schedule_args(schedule, 1e-6),
     }[args]
-    found = np.array([updates.learning_rate(schedule.code, rates, step) for step in STEPS])
+    found = np.array([learning_rate(schedule.code, rates, step) for step in STEPS])
     vanishes = schedule.spans is not None  # and is exactly 0 at the end of all that was planned, or far beyond
     assert (found[: 1 if args != "default" else -1] > 0).all() and (found >= 0).all() and np.isfinite(found).all()
     assert vanishes or (found > 0).all()
@@ -291,23 +296,23 @@ def test_warming_up_reaches_the_rate_step_by_step(schedule):
     rates = schedule_args(schedule, 0.3)
     warm = (*rates[:3], 4.0)
     for step in range(8):
-        full = updates.learning_rate(schedule.code, rates, step)
-        assert updates.learning_rate(schedule.code, warm, step) == pytest.approx(full * min(1, (step + 1) / 5))
+        full = learning_rate(schedule.code, rates, step)
+        assert learning_rate(schedule.code, warm, step) == pytest.approx(full * min(1, (step + 1) / 5))
 
 
 def test_cosine_falls_to_0_and_step_by_its_factor_an_epoch():
     cosine = Config(learning_rate="cosine", epochs=4).schedule_args(0.8, 10)
-    found = [updates.learning_rate(updates.COSINE, cosine, step) for step in (0, 20, 40, 50)]
+    found = [learning_rate(updates.COSINE, cosine, step) for step in (0, 20, 40, 50)]
     np.testing.assert_allclose(found, [0.8, 0.4, 0, 0], atol=1e-12)
     step = Config(learning_rate="step", decay=0.1).schedule_args(0.8, 10)
-    found = [updates.learning_rate(updates.STEPS, step, at) for at in (0, 9, 10, 19, 20)]
+    found = [learning_rate(updates.STEPS, step, at) for at in (0, 9, 10, 19, 20)]
     np.testing.assert_allclose(found, [0.8, 0.8, 0.08, 0.08, 0.008])
 
 
 @every_schedule
 def test_a_learning_rate_may_be_asked_for_in_any_order(schedule):
     rates = schedule_args(schedule, 0.3)
-    assert updates.learning_rate(schedule.code, rates, 0) == pytest.approx(0.3)
-    late = updates.learning_rate(schedule.code, rates, 10**9)
-    assert updates.learning_rate(schedule.code, rates, 0) == pytest.approx(0.3)
-    assert updates.learning_rate(schedule.code, rates, 10**9) == late
+    assert learning_rate(schedule.code, rates, 0) == pytest.approx(0.3)
+    late = learning_rate(schedule.code, rates, 10**9)
+    assert learning_rate(schedule.code, rates, 0) == pytest.approx(0.3)
+    assert learning_rate(schedule.code, rates, 10**9) == late
