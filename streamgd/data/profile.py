@@ -163,6 +163,13 @@ class _Tally(NamedTuple):
         """Of the hashes that begin with so many zero bits."""
         return cls(*np.unique(hashes if zeros == 0 else hashes[hashes >> (32 - zeros) == 0], return_counts=True))
 
+    def most(self, n: int) -> _Tally:
+        """Of n that occur most often, at most."""
+        if len(self.hashes) <= n:
+            return self
+        kept = np.sort(np.argsort(-self.times, kind="stable")[:n])
+        return _Tally(self.hashes[kept], self.times[kept])
+
     def beginning(self, zeros: int) -> _Tally:
         """Of those that begin with so many zero bits, which come first."""
         n = len(self.hashes) if zeros == 0 else np.count_nonzero(self.hashes >> (32 - zeros) == 0)
@@ -182,10 +189,10 @@ class _Tally(NamedTuple):
 class _Counts(NamedTuple):
     """Of a piece: hashes of categories and of n-grams; how many n-grams and rows there are, and which are varied.
 
-    ``all`` are the hashes of categories with all beginnings, if they were counted.
+    ``often`` are the most common hashes of categories, with all beginnings, if an order is made of them.
     """
 
-    all: _Tally
+    often: _Tally
     categories: _Tally
     grams: _Tally
     words: int
@@ -202,7 +209,7 @@ def _most_common(counts: Sequence[_Counts]) -> NDArray[np.uint32]:
     """The hashes that occur most often, and more than once; the most common first."""
     if not counts:
         return _NONE
-    tally = _Tally.sum([one.all for one in counts])
+    tally = _Tally.sum([one.often for one in counts])
     again = np.flatnonzero(tally.times > 1)
     return tally.hashes[again[np.argsort(-tally.times[again], kind="stable")[:MOST_COMMON]]]
 
@@ -345,8 +352,8 @@ def _summed(encoder: Encoder, rows: NDArray[np.float32], centre: NDArray[np.floa
     return _Batch(Moments.about(centre, sums[:5]), weight, centre, sums[5])
 
 
-def _counts(source: Source, encoder: Encoder, piece: tuple[int, int, int], zeros: int, whole: bool) -> _Counts:
-    """Counts of the hashes of a piece: those of categories with all beginnings only if it is ``whole``."""
+def _counts(source: Source, encoder: Encoder, piece: tuple[int, int, int], zeros: int, orderable: bool) -> _Counts:
+    """Counts of the hashes of a piece; the most common ones of categories, too, if they are ``orderable``."""
     row_group, start, stop = piece
     layout, rows = encoder.layout, encoder.new_rows(_batch_rows(encoder, piece))
     reader = BlockReader(source, encoder, row_group, encoder.recipe)
@@ -361,9 +368,9 @@ def _counts(source: Source, encoder: Encoder, piece: tuple[int, int, int], zeros
             varied = varied or (_distinct(found) > VARIED * len(block.encoded)).tolist()
     grams = np.concatenate([_NONE, *words])
     found = np.concatenate([_NONE, *hashes])
-    every = _Tally.of(found if whole else _NONE, 0)
-    categories = every.beginning(zeros) if whole else _Tally.of(found, zeros)
-    return _Counts(every, categories, _Tally.of(grams, ZEROS), len(grams), n, tuple(varied))
+    every = _Tally.of(found, 0 if orderable else zeros)
+    often, categories = (every.most(MOST_COMMON), every.beginning(zeros)) if orderable else (_Tally.of(_NONE, 0), every)
+    return _Counts(often, categories, _Tally.of(grams, ZEROS), len(grams), n, tuple(varied))
 
 
 def _distinct(hashes: NDArray[np.uint32]) -> NDArray[np.int64]:

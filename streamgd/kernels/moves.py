@@ -59,12 +59,8 @@ def list_moves(moved, place, n_slots):
 def find_places(hashes, mask, field, places):
     """Replace hashes (uint32[n]) by the places of their slots: the slot itself, if it does not move."""
     listed = np.empty(_TOGETHER, np.uint32)
-    hashes_at, field_at, places_at, listed_at = (
-        address_of(hashes),
-        address_of(field),
-        address_of(places),
-        address_of(listed),
-    )
+    hashes_at, listed_at = address_of(hashes), address_of(listed)
+    field_at, places_at = address_of(field), address_of(places)
     for first in range(0, len(hashes), _TOGETHER):
         n = np.int64(0)
         for i in range(first, min(first + _TOGETHER, len(hashes))):

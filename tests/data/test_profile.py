@@ -21,6 +21,7 @@ from streamgd.data.profile import (
     PIECE_ROWS,
     SAMPLE_ROW_GROUPS,
     WHOLE_SAMPLE_ROWS,
+    _Tally,
     measure_scales,
     sample_pieces,
 )
@@ -397,6 +398,12 @@ def test_the_most_common_hashes_come_first(rows):
     expected = hash_values(pa.array([f"v{i}" for i in (1, 2, 3, 4, 5)]), seed, missing)
     np.testing.assert_array_equal(scales.common[:5], expected)
     assert len(scales.common) == 9
+
+
+def test_of_many_hashes_those_are_kept_that_occur_most_often():
+    tally = _Tally(np.array([1, 3, 5, 9], np.uint32), np.array([2, 7, 1, 7]))
+    assert [tally.most(n).hashes.tolist() for n in (1, 2, 3, 4)] == [[3], [3, 9], [1, 3, 9], [1, 3, 5, 9]]
+    assert tally.most(3).times.tolist() == [2, 7, 7]
 
 
 @pytest.mark.parametrize("cardinality", [100, 100_000, 10_000_000])
