@@ -36,7 +36,8 @@ compiled = {
     name
     for module in modules
     for name, kernel in vars(module).items()
-    if hasattr(kernel, "stats") and not isinstance(kernel, type) and kernel.stats.cache_misses and kernel.stats.cache_path
+    if not isinstance(kernel, type) and hasattr(kernel, "stats")
+    if kernel.stats.cache_misses and kernel.stats.cache_path
 }
 assert compiled <= {"column_chunks"}, compiled  # of footers, which are read to know what a job needs
 """
