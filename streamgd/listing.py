@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .data.stream import Window
-from .data.threads import Task
+from .data.threads import Beside, Task
 from .errors import DataError
 from .job import Job
 from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, LISTS_AHEAD, PLACE_BITS, list_stretches, words_for
@@ -95,15 +94,15 @@ class Lister:
     ----------
     slots : int
         Slots of the table; 0 if no features are hashed.
-    pool : Executor, optional
-        Has the thread that lists ahead.
+    beside : Beside, optional
+        The thread that lists ahead.
     """
 
-    def __init__(self, slots: int, pool: Executor | None = None) -> None:
-        self.slots, self.pool = slots, pool
+    def __init__(self, slots: int, beside: Beside | None = None) -> None:
+        self.slots, self.beside = slots, beside
         self._words, self._number = np.zeros(0, np.uint64), np.zeros(1, np.int64)
         # Lists fill rooms by turns: one is in use, others are ahead.
-        self._rooms = deque(Room() for _ in range(1 + LISTS_AHEAD if pool is not None else 1)) if slots else deque()
+        self._rooms = deque(Room() for _ in range(1 + LISTS_AHEAD if beside is not None else 1)) if slots else deque()
         self._ahead: deque[Task[Ready | None]] = deque()
 
     def stretches(self, job: Job, window: Window, start: int, stop: int, carried: int, then: int) -> Iterator[Listed]:
@@ -124,10 +123,10 @@ class Lister:
         wanted = Wanted(window, start, stop, carried, job.table.cells)
         while True:
             ready = self._take(job, wanted)
-            while self.pool is not None and len(self._ahead) < LISTS_AHEAD:
+            while self.beside is not None and len(self._ahead) < LISTS_AHEAD:
                 before = self._ahead[-1].result if self._ahead else partial(_same, ready)
                 self._ahead.append(Task(partial(self._list_after, job, before, then)))
-                self.pool.submit(self._ahead[-1].run)
+                self.beside.submit(self._ahead[-1].run)
             yield ready.listed
             if ready.listed.stop == stop:  # there may have been none, which still end an epoch
                 return

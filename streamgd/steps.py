@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from time import thread_time
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .data.stream import START, Position, Times, Window, WindowStream
+from .data.threads import Beside
 from .errors import TrainingDiverged
 from .job import Feed, Job
 from .keeper import Keeper
@@ -66,7 +66,7 @@ def advance_in_windows(
         times=times,
     )
     slots = job.encoder.spec.n_slots
-    ahead = ThreadPoolExecutor(1, "streamgd-list") if slots and feed.memory.n_jobs > 1 else None
+    ahead = Beside("streamgd-list") if slots and feed.memory.n_jobs > 1 else None
     # When an error ends the loop, no thread is left; who lists slots ends first, since it reads the window.
     with closing(iter(stream)) as windows, ahead or nullcontext():  # type: ignore[type-var]
         lister = Lister(slots, ahead)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from streamgd import listing
 from streamgd.data.stream import Window
+from streamgd.data.threads import Beside
 from streamgd.errors import DataError
 from streamgd.features import Layout
 from streamgd.kernels import reference
@@ -43,9 +43,9 @@ def job_of(batch_size, layout=LAYOUT):
 )
 def test_stretches_are_those_of_the_twin(n, batch_size, call, cuts, room, ahead):
     job, windows = job_of(batch_size), [made(n), made(n, 1)]
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
+    with pytest.MonkeyPatch.context() as patch, Beside("list") as beside:
         patch.setattr(listing, "LISTED_HASHES", room)
-        lister = Lister(SLOTS, pool if ahead else None)
+        lister = Lister(SLOTS, beside if ahead else None)
         for window in windows:
             start = carried = 0
             while start < n:
@@ -82,8 +82,8 @@ def test_what_is_listed_ahead_is_what_is_asked_for_next(monkeypatch):
         return ready
 
     monkeypatch.setattr(Lister, "_list", noted)
-    with ThreadPoolExecutor(1) as pool:
-        lister = Lister(SLOTS, pool)
+    with Beside("list") as beside:
+        lister = Lister(SLOTS, beside)
         for window in windows:
             n, start = len(window.order), 0
             while start < n:
