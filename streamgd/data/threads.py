@@ -51,7 +51,7 @@ class Task(Generic[Result]):
     """
 
     def __init__(self, function: Callable[[], Result]) -> None:
-        # A lock that is held until it is done: an event costs ten times as much, and there are hundreds a second.
+        # A lock that is held until it is done: an event costs three times as much, and there are hundreds a second.
         self._function, self._claim, self._under_way = function, threading.Lock(), threading.Lock()
         self._under_way.acquire()
         self._result: Result | None = None
@@ -82,7 +82,7 @@ class Task(Generic[Result]):
 
 
 class Beside:
-    """A thread that runs what it is given, one after the other; a pool takes ten times as long to be told."""
+    """A thread that runs what it is given, one after the other; a pool takes several times as long to be told."""
 
     def __init__(self, name: str) -> None:
         self._given: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
