@@ -32,7 +32,7 @@ from .losses import Loss
 from .memory import job_limit, process_bytes
 from .memoryplan import MemoryPlan, Table, plan_memory
 from .model import Model
-from .slotorder import SlotOrder
+from .slotorder import SHARED, SlotOrder
 
 #: Rows that are expected of data that come in lots, and the least bits of hashes for them.
 ENDLESS_ROWS, ENDLESS_HASH_BITS = 1_000_000, 18
@@ -234,6 +234,10 @@ def prepare(
     encoder = replace(raw, spec=spec, target=replace(labels.target(target), least=least))
     length = _row_length(encoder, scales, inverse_scale)
     rows, row_groups = ENDLESS_ROWS if endless else labels.rows, int(np.count_nonzero(source.manifest.rows))
+    polish = 0 if endless else config.polish_passes(loss, labels.rows, row_groups, labels.clustering)
+    if config.streams > 1 or config.by_passes or polish:
+        seen = replace(seen, scales=replace(seen.scales, common=seen.scales.common[:SHARED]))
+        scales = replace(scales, common=seen.scales.common)
     job = Job(
         config=config,
         target=target,
@@ -247,7 +251,7 @@ def prepare(
         spread=np.append(scales.scale * inverse_scale if config.standardize else np.ones_like(inverse_scale), 0.0),
         eta0=config.initial_rate(loss, length, rows),
         start=start,
-        polish=0 if endless else config.polish_passes(loss, labels.rows, row_groups, labels.clustering),
+        polish=polish,
     )
     if beside:
         job = replace(

@@ -22,6 +22,8 @@ from .kernels.moves import find_places, list_moves
 #: So many slots come first, at most. With an eighth, later epochs of a click log take 4 to 8 % more time (pages of 3.4
 #: slots a row are forgotten); with four times as many no less, and a checkpoint names them all.
 MOST_COMMON = 1 << 16
+#: So many of a job that a cluster may share out: what is fixed for it goes with each task, if it is small.
+SHARED = 1 << 13
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import streamgd as sg
 from streamgd.data.encode import Encoder
-from streamgd.slotorder import SlotOrder
+from streamgd.slotorder import SHARED, SlotOrder
 
 from .conftest import Write
 
@@ -97,3 +97,18 @@ def test_a_model_is_the_same_to_the_bit(
         np.testing.assert_array_equal(one.model_.hashed, other.model_.hashed)
         np.testing.assert_array_equal(one.coef_, other.coef_)
     assert one.score(path, "y") == pytest.approx(other.score(path, "y"), abs=1e-9)
+
+
+def test_a_job_that_may_be_shared_out_is_small(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes with each task of a cluster, up to 256 kB."""
+    n, made = 60_000, list[SlotOrder]()
+    values = np.random.default_rng(0).permutation(np.arange(n) % (n // 3))
+    path = write(pa.table({"c": [f"v{i}" for i in values], "y": (values % 2).astype(np.int8)}), row_group_rows=20_000)
+    ordered = Encoder.with_order
+    monkeypatch.setattr(Encoder, "with_order", lambda self, order: made.append(order) or ordered(self, order))
+    for options in ({}, {"partitions": 2}, {"polish": 1}, {"optimizer": "lbfgs"}):
+        sg.SGDClassifier(epochs=1, **options).fit(path, "y")  # type: ignore[arg-type]
+    alone, *shared = (len(order.moved) for order in made)
+    assert alone > 20_000
+    assert all(SHARED <= moved <= 2 * SHARED for moved in shared)
+    assert len(pickle.dumps(made[1])) + 4 * SHARED < 200_000
