@@ -43,6 +43,13 @@ def test_a_permutation_that_begins_with_what_is_common(common: np.ndarray, n_slo
     np.testing.assert_array_equal(places(order, some | np.uint32(n_slots)), there)
 
 
+def orders_made(monkeypatch: pytest.MonkeyPatch) -> list[SlotOrder]:
+    """The orders of the jobs that follow, one after the other."""
+    made, ordered = list[SlotOrder](), Encoder.with_order
+    monkeypatch.setattr(Encoder, "with_order", lambda self, order: made.append(order) or ordered(self, order))
+    return made
+
+
 def table_of(n: int) -> pa.Table:
     rng = np.random.default_rng(0)
     few, many = rng.geometric(0.2, n), (rng.pareto(1, n) * 30).astype(np.int64) % 5000
@@ -81,9 +88,7 @@ def test_a_model_is_the_same_to_the_bit(
     def fitted() -> sg.SGDClassifier:
         return sg.SGDClassifier(categorical="n", calendar="at", random_state=3, **options).fit(path, "y")
 
-    made = list[SlotOrder]()
-    ordered = Encoder.with_order
-    monkeypatch.setattr(Encoder, "with_order", lambda self, order: made.append(order) or ordered(self, order))
+    made = orders_made(monkeypatch)
     one = fitted()
     assert len(made) == 1 and len(made[0].moved) > 50
     monkeypatch.setattr(Encoder, "is_orderable", False)
@@ -101,11 +106,9 @@ def test_a_model_is_the_same_to_the_bit(
 
 def test_a_job_that_may_be_shared_out_is_small(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes with each task of a cluster, up to 256 kB."""
-    n, made = 60_000, list[SlotOrder]()
+    n, made = 60_000, orders_made(monkeypatch)
     values = np.random.default_rng(0).permutation(np.arange(n) % (n // 3))
     path = write(pa.table({"c": [f"v{i}" for i in values], "y": (values % 2).astype(np.int8)}), row_group_rows=20_000)
-    ordered = Encoder.with_order
-    monkeypatch.setattr(Encoder, "with_order", lambda self, order: made.append(order) or ordered(self, order))
     for options in ({}, {"partitions": 2}, {"polish": 1}, {"optimizer": "lbfgs"}):
         sg.SGDClassifier(epochs=1, **options).fit(path, "y")  # type: ignore[arg-type]
     alone, *shared = (len(order.moved) for order in made)

@@ -167,8 +167,15 @@ class _Tally(NamedTuple):
         """Of n that occur most often, at most."""
         if len(self.hashes) <= n:
             return self
-        kept = np.sort(np.argsort(-self.times, kind="stable")[:n])
-        return _Tally(self.hashes[kept], self.times[kept])
+        return self.of_these(np.sort(self.by_times()[:n]))
+
+    def by_times(self) -> NDArray[np.int64]:
+        """Numbers of the hashes, that which occurs most often first."""
+        return np.argsort(-self.times, kind="stable")
+
+    def of_these(self, numbers: NDArray[np.int64]) -> _Tally:
+        """Of the hashes with some numbers."""
+        return _Tally(self.hashes[numbers], self.times[numbers])
 
     def beginning(self, zeros: int) -> _Tally:
         """Of those that begin with so many zero bits, which come first."""
@@ -210,8 +217,8 @@ def _most_common(counts: Sequence[_Counts]) -> NDArray[np.uint32]:
     if not counts:
         return _NONE
     tally = _Tally.sum([one.often for one in counts])
-    again = np.flatnonzero(tally.times > 1)
-    return tally.hashes[again[np.argsort(-tally.times[again], kind="stable")[:MOST_COMMON]]]
+    again = tally.of_these(np.flatnonzero(tally.times > 1))
+    return again.hashes[again.by_times()[:MOST_COMMON]]
 
 
 def _expected(times: NDArray[np.int64], share: float) -> float:
