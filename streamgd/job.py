@@ -32,7 +32,7 @@ from .losses import Loss
 from .memory import job_limit, process_bytes
 from .memoryplan import MemoryPlan, Table, plan_memory
 from .model import Model
-from .slotorder import SHARED, SlotOrder
+from .slotorder import AT_HAND, HASHES_A_SLOT, SHARED, SlotOrder
 
 #: Rows that are expected of data that come in lots, and the least bits of hashes for them.
 ENDLESS_ROWS, ENDLESS_HASH_BITS = 1_000_000, 18
@@ -100,6 +100,14 @@ class Job:
         outputs = self.outputs * len(self.models)
         return Table(slots, outputs, config.method.slots, config.averaged, descended, config.streams)
 
+    @property
+    def at_hand(self) -> int:
+        """How many of the most common slots every mini-batch goes through. The same for all that are trained beside."""
+        if self.encoder.dictionaries.order is None or not self.config.method.rests:
+            return 0
+        hashes = self.batch_rows * (self.encoder.layout.n_index + self.scales.words)
+        return int(min(len(self.scales.common), AT_HAND, hashes // HASHES_A_SLOT))
+
     @cached_property
     def problem(self) -> Problem:
         """What the kernel minimises, and how."""
@@ -119,6 +127,7 @@ class Job:
             clip_norm=float(config.clip_norm or 0.0),
             fit_intercept=config.fit_intercept,
             batch_size=self.batch_rows,
+            at_hand=self.at_hand,
         )
 
 

@@ -18,7 +18,7 @@ from .data.stream import Window
 from .data.threads import Beside, Task
 from .errors import DataError
 from .job import Job
-from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, LISTS_AHEAD, PLACE_BITS, list_stretches, words_for
+from .kernels.slots import EIGHT, LISTED_HASHES, LISTED_STRETCHES, LISTS_AHEAD, PLACE_BITS, list_stretches, words_for
 
 
 class Listed(NamedTuple):
@@ -71,7 +71,7 @@ class Room:
                 f"some rows have {hashes:,} words and n-grams in all, where a few hundred rows may have "
                 f"{1 << PLACE_BITS:,}: their texts are too long to learn from."
             )
-        self.unique, self.places = np.empty(hashes + 1, np.uint32), np.empty(hashes, np.uint32)
+        self.unique, self.places = np.empty(hashes + EIGHT, np.uint32), np.empty(hashes, np.uint32)
 
 
 class Ready(NamedTuple):
@@ -161,6 +161,7 @@ class Lister:
                 at,
                 self.slots,
                 slot_cells,
+                job.problem.at_hand,
                 job.problem.batch_size,
                 carried,
                 self._words,

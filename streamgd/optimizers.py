@@ -31,6 +31,8 @@ class Optimizer:
         safe for full gradients.
     learning_rate : str
         Default schedule.
+    rests : bool
+        Whether a step along a gradient of 0 leaves a weight and its state as they are.
     """
 
     name: str
@@ -41,19 +43,20 @@ class Optimizer:
     eta0: float
     scale_free: bool
     learning_rate: str
+    rests: bool
 
 
 OPTIMIZERS = {
     optimizer.name: optimizer
     for optimizer in (
-        Optimizer("sgd", 0, 0, (), 0.0, 0.5, False, "invscaling"),
-        Optimizer("momentum", 1, 1, (("momentum", 0.9),), 0.0, 0.05, False, "invscaling"),
-        Optimizer("nesterov", 2, 1, (("momentum", 0.9),), 0.0, 0.05, False, "invscaling"),
-        Optimizer("adagrad", 3, 1, (), 1e-6, 1.0, True, "constant"),
-        Optimizer("rmsprop", 4, 1, (("beta_2", 0.99),), 1e-6, 0.1, True, "invscaling"),
-        Optimizer("adam", 5, 2, (("beta_1", 0.9), ("beta_2", 0.999)), 1e-8, 0.1, True, "invscaling"),
-        Optimizer("ftrl", 6, 2, (), 1e-6, 1.0, True, "constant"),
-        Optimizer("lbfgs", -1, 0, (), 0.0, 1.0, True, "constant"),
+        Optimizer("sgd", 0, 0, (), 0.0, 0.5, False, "invscaling", True),
+        Optimizer("momentum", 1, 1, (("momentum", 0.9),), 0.0, 0.05, False, "invscaling", False),
+        Optimizer("nesterov", 2, 1, (("momentum", 0.9),), 0.0, 0.05, False, "invscaling", False),
+        Optimizer("adagrad", 3, 1, (), 1e-6, 1.0, True, "constant", True),
+        Optimizer("rmsprop", 4, 1, (("beta_2", 0.99),), 1e-6, 0.1, True, "invscaling", False),
+        Optimizer("adam", 5, 2, (("beta_1", 0.9), ("beta_2", 0.999)), 1e-8, 0.1, True, "invscaling", False),
+        Optimizer("ftrl", 6, 2, (), 1e-6, 1.0, True, "constant", True),
+        Optimizer("lbfgs", -1, 0, (), 0.0, 1.0, True, "constant", False),
     )
 }
 

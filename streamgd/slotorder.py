@@ -24,6 +24,9 @@ from .kernels.moves import find_places, list_moves
 MOST_COMMON = 1 << 16
 #: So many of a job that a cluster may share out: what is fixed for it goes with each task, if it is small.
 SHARED = 1 << 13
+#: So many stay at hand for the one that learns, at most, and no more than one for so many hashes of a mini-batch: each
+#: of its steps goes through all of them, whatever its rows have.
+AT_HAND, HASHES_A_SLOT = 1 << 11, 8
 
 
 @dataclass(frozen=True, eq=False)

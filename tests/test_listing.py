@@ -27,8 +27,8 @@ def made(n, seed=0, layout=LAYOUT):
     return Window(rows.view(np.float32), rng.permutation(n).astype(np.uint32), 0, 0, True, 0, 0, [])
 
 
-def job_of(batch_size, layout=LAYOUT):
-    encoder, problem = SimpleNamespace(layout=layout), SimpleNamespace(batch_size=batch_size)
+def job_of(batch_size, layout=LAYOUT, at_hand=0):
+    encoder, problem = SimpleNamespace(layout=layout), SimpleNamespace(batch_size=batch_size, at_hand=at_hand)
     return SimpleNamespace(encoder=encoder, problem=problem, table=SimpleNamespace(cells=CELLS))
 
 
@@ -40,9 +40,10 @@ def job_of(batch_size, layout=LAYOUT):
     cuts=st.lists(st.integers(1, 1500), max_size=4),
     room=st.sampled_from([1, 800, 1 << 19]),
     ahead=st.booleans(),
+    at_hand=st.sampled_from([0, 5]),
 )
-def test_stretches_are_those_of_the_twin(n, batch_size, call, cuts, room, ahead):
-    job, windows = job_of(batch_size), [made(n), made(n, 1)]
+def test_stretches_are_those_of_the_twin(n, batch_size, call, cuts, room, ahead, at_hand):
+    job, windows = job_of(batch_size, at_hand=at_hand), [made(n), made(n, 1)]
     with pytest.MonkeyPatch.context() as patch, Beside("list") as beside:
         patch.setattr(listing, "LISTED_HASHES", room)
         lister = Lister(SLOTS, beside if ahead else None)
@@ -53,7 +54,7 @@ def test_stretches_are_those_of_the_twin(n, batch_size, call, cuts, room, ahead)
                 stop = min([cut for cut in cuts if cut > start] + [boundary])
                 cells, at = window.rows.view(np.uint32), LAYOUT.cells
                 expected = reference.list_stretches(
-                    cells, window.order, start, stop, at, SLOTS, CELLS, batch_size, carried
+                    cells, window.order, start, stop, at, SLOTS, CELLS, at_hand, batch_size, carried
                 )
                 then = min(n, (stop // call + 1) * call)
                 for tiles in lister.stretches(job, window, start, stop, carried, then):

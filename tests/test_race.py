@@ -57,6 +57,7 @@ TABLES: dict[str, tuple[Any, dict[str, Any], Callable[..., pa.Table]]] = {
     "classes": (sg.SGDClassifier, {}, in_classes),
     "regression": (sg.SGDRegressor, {}, regression),
     "hashed": (sg.SGDClassifier, {"text": ["t"]}, lambda *a: mixed(a[0], 2, *a[1:])),
+    "categories": (sg.SGDClassifier, {}, lambda *a: mixed(a[0], 2, *a[1:]).drop(["t"])),
     "hashed classes": (sg.SGDClassifier, {"text": ["t"]}, lambda *a: mixed(a[0], 4, *a[1:])),
     "hashed regression": (sg.SGDRegressor, {"text": ["t"]}, lambda *a: mixed(a[0], None, *a[1:])),
 }

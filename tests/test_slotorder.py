@@ -12,8 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import streamgd as sg
+from streamgd import job
 from streamgd.data.encode import Encoder
-from streamgd.slotorder import SHARED, SlotOrder
+from streamgd.data.source import as_source
+from streamgd.slotorder import HASHES_A_SLOT, SHARED, SlotOrder
 
 from .conftest import Write
 
@@ -84,6 +86,7 @@ def test_a_model_is_the_same_to_the_bit(
     write: Write, monkeypatch: pytest.MonkeyPatch, rows: int, options: dict[str, Any]
 ) -> None:
     path = write(table_of(rows), shards=2, row_group_rows=250)
+    monkeypatch.setattr(job, "AT_HAND", 0)
 
     def fitted() -> sg.SGDClassifier:
         return sg.SGDClassifier(categorical="n", calendar="at", random_state=3, **options).fit(path, "y")
@@ -102,6 +105,33 @@ def test_a_model_is_the_same_to_the_bit(
         np.testing.assert_array_equal(one.model_.hashed, other.model_.hashed)
         np.testing.assert_array_equal(one.coef_, other.coef_)
     assert one.score(path, "y") == pytest.approx(other.score(path, "y"), abs=1e-9)
+
+
+@pytest.mark.parametrize(("optimizer", "alpha"), [("adagrad", 1e-3), ("sgd", 1e-3), ("ftrl", 1e-4), ("adagrad", 0.0)])
+def test_slots_at_hand_are_pulled_by_the_penalty_in_each_step(
+    write: Write, monkeypatch: pytest.MonkeyPatch, optimizer: str, alpha: float
+) -> None:
+    """Others are for all steps at once when they are met, which is the same within a few parts in a thousand."""
+    path = write(table_of(3000), shards=2, row_group_rows=250)
+    near, found = [], []
+    at_hand = job.Job.at_hand.fget  # type: ignore[attr-defined]
+    monkeypatch.setattr(job.Job, "at_hand", property(lambda self: near.append(at_hand(self)) or near[-1]))
+    for most in (1 << 11, 0):
+        monkeypatch.setattr(job, "AT_HAND", most)
+        clf = sg.SGDClassifier(optimizer=optimizer, alpha=alpha, drop="at", batch_size=64, random_state=3)
+        found.append(clf.fit(path, "y").model_.hashed)
+        assert {*near} == {min(most, 64 * 2 // HASHES_A_SLOT)}
+        near.clear()
+    np.testing.assert_allclose(*found, rtol=5e-3, atol=1e-4)
+    assert np.array_equal(*found) == (alpha == 0.0 or optimizer == "ftrl")  # whose weights follow from sums alone
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "nesterov", "rmsprop", "adam"])
+def test_no_slots_are_at_hand_where_each_step_changes_them(write: Write, optimizer: str) -> None:
+    path = write(table_of(3000), row_group_rows=250)
+    source, config = as_source(path), sg.SGDClassifier(optimizer=optimizer, drop="at")._config()
+    prepared, _ = job.prepare(source, "y", config)
+    assert prepared.at_hand == prepared.problem.at_hand == 0
 
 
 def test_a_job_that_may_be_shared_out_is_small(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

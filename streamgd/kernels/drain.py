@@ -58,7 +58,7 @@ def finish_batch(
     table,
     marks,
     few,
-    n,  # slots of the mini-batch that are in ``few``; -1 if they have been returned to the table
+    n,  # slots of the mini-batch that are in ``few`` behind those at hand; -1 if they have been returned to the table
     touched,
     counters,
     failed,
@@ -74,8 +74,8 @@ def finish_batch(
         if not problem.fit_intercept:
             carry[c, p] = 0.0
     if table is not None:
-        at_slots = touched_slots(table, marks, touched, counters) if n < 0 else touched[:0]
-        numbers = np.empty(ROOM, np.uint32)
+        at_slots = touched_slots(table, marks, problem.at_hand, touched, counters) if n < 0 else touched[:0]
+        numbers, here = np.empty(ROOM, np.uint32), problem.at_hand + max(n, np.int64(0))
     for model in range(models):
         one, first, last = configured(problem, settings, model), model * classes, (model + 1) * classes
         share = 1.0 / counters[CARRIED]
@@ -85,10 +85,10 @@ def finish_batch(
                 for j in range(p + 1):
                     square += carry[c, j] * carry[c, j]
             if table is not None:
-                hashed = squared_norm(one, few, n, outputs, first, last, 0.0)
+                hashed = squared_norm(one, few, np.int64(0), here, outputs, first, last, 0.0)
                 for begin in range(0, len(at_slots), ROOM):
-                    m = bring_some(table, at_slots, begin, numbers, few, outputs)
-                    hashed = squared_norm(one, few, m, outputs, first, last, hashed)
+                    end = here + bring_some(table, at_slots, begin, numbers, few, here, outputs)
+                    hashed = squared_norm(one, few, here, end, outputs, first, last, hashed)
                 square += hashed
             share *= min(1.0, one.clip_norm / max(np.sqrt(square) * share, 1e-300))
         before = learning_rate(one.schedule, one.schedule_args, max(counters[STEP] - 1, 0))
@@ -101,11 +101,11 @@ def finish_batch(
                 paces[model, 2] = np.inf
     carry[:] = 0.0
     if table is not None:
-        update_slots(problem, settings, paces, few, n, counters[STEP], outputs, room)
+        update_slots(problem, settings, paces, few, np.int64(0), here, counters[STEP], outputs, room)
         for begin in range(0, len(at_slots), ROOM):
-            m = bring_some(table, at_slots, begin, numbers, few, outputs)
-            update_slots(problem, settings, paces, few, m, counters[STEP], outputs, room)
-            return_slots(table, address_of(numbers), m, few, outputs)
+            m = bring_some(table, at_slots, begin, numbers, few, here, outputs)
+            update_slots(problem, settings, paces, few, here, here + m, counters[STEP], outputs, room)
+            return_slots(table, address_of(numbers), m, few, here, outputs)
         counters[TOUCHED] = 0
     counters[STEP] += 1
     counters[CARRIED] = 0
@@ -113,13 +113,13 @@ def finish_batch(
 
 
 @jit
-def bring_some(table, at_slots, begin, numbers, few, outputs):
-    """Copy up to `ROOM` slots from ``at_slots[begin]`` on to the first of ``few``; return how many."""
+def bring_some(table, at_slots, begin, numbers, few, first, outputs):
+    """Copy up to `ROOM` slots from ``at_slots[begin]`` on to ``few`` from ``first`` on; return how many."""
     n = min(ROOM, len(at_slots) - begin)
     for k in range(n):
         numbers[k] = at_slots[begin + k]
     ask_first(table, address_of(numbers), n, outputs)
-    bring_slots(table, address_of(numbers), n, n, few, outputs)
+    bring_slots(table, address_of(numbers), n, n, few, first, outputs)
     return n
 
 
@@ -183,8 +183,11 @@ def drain(
             most = max(most, counts[k])
             listed += counts[k]
         ask_first(table, unique_at, listed, outputs)
-        few = few_slots(most, table.shape[1], outputs)
+        at_hand = np.int64(problem.at_hand)
+        few = few_slots(at_hand + most, table.shape[1], outputs)
         few_marks = marks_of(few, table.shape[1], outputs)
+        first_slots = np.arange(at_hand).astype(np.uint32)
+        bring_slots(table, address_of(first_slots), at_hand, at_hand, few, np.int64(0), outputs)
     else:
         room, sums, few = None, None, None
     held, held_at = np.int64(-1), np.int64(0)  # slots of a whole mini-batch
@@ -213,13 +216,13 @@ def drain(
                 room,
             )
             if table is not None and held >= 0:
-                return_slots(table, held_at, held, few, outputs)
+                return_slots(table, held_at, held, few, at_hand, outputs)
                 held = np.int64(-1)
             if not going:
-                return
+                break
             stale = True
         if i == stop:
-            return
+            break
         if stale:
             for model in range(models):
                 one = configured(problem, settings, model)
@@ -234,16 +237,21 @@ def drain(
                 paces[c // classes, 2] += largest
             # Finite as float64, they may not be so as the float32 that meet the rows.
             if not still_finite(paces, counters, failed):
-                return
+                break
+            if table is not None:
+                settle_slots(
+                    problem, settings, paces, few, few_marks, np.int64(0), at_hand, counters[STEP], outputs, room
+                )
             stale = False
         if table is not None and left == 0:
             left, found = min(together, stop - i, problem.batch_size - counters[CARRIED]), counts[stretch]
-            bring_slots(table, unique_at, found, listed, few, outputs)
+            bring_slots(table, unique_at, found, listed, few, at_hand, outputs)
             listed -= found
             alone = counters[CARRIED] == 0 and (left == problem.batch_size or (last and i + left == stop))
             if not alone:
-                list_touched(few_marks, unique_at, found, touched, counters)
-            settle_slots(problem, settings, paces, few, few_marks, found, counters[STEP], outputs, room)
+                list_touched(few_marks[at_hand:], unique_at, found, touched, counters)
+            end = at_hand + found
+            settle_slots(problem, settings, paces, few, few_marks, at_hand, end, counters[STEP], outputs, room)
         n = min(tile, stop - i, problem.batch_size - counters[CARRIED])
         if table is not None:
             n = min(n, left)
@@ -293,11 +301,13 @@ def drain(
                 if alone:
                     held, held_at = found, unique_at
                 else:
-                    return_slots(table, unique_at, found, few, outputs)
+                    return_slots(table, unique_at, found, few, at_hand, outputs)
                 stretch, unique_at = stretch + 1, unique_at + 4 * found
         counters[CARRIED] += n
         counters[ROWS] += n
         i += n
+    if table is not None:
+        return_slots(table, address_of(first_slots), at_hand, few, np.int64(0), outputs)
 
 
 @kernel

@@ -1,5 +1,7 @@
 """The few slots of the table that a stretch of rows has, copied to where they lie side by side.
 
+The first slots of it are the table's first, which are at hand for a whole call (`streamgd.kernels.slots`).
+
 With one output a row of ``few`` (float32[cells + 1, room]) is one cell of all slots: so steps go along contiguous
 numbers as vector code, and the weights of 3,000 slots take 12 kB; the last row is spare, for state that an optimizer
 does not have. With several, ``outputs`` is not None, and ``few`` (float32[room, cells]) has slots as the table has
@@ -64,6 +66,12 @@ def few_slots(n, cells, outputs):
 
 
 @jit
+def few_from(few, first, outputs):
+    """Address of slot ``first`` of them."""
+    return address_of(few) + first * 4 * (1 if outputs is None else few.shape[1])
+
+
+@jit
 def marks_of(few, cells, outputs):
     """Numbers of the mini-batches that touched slots last, as int32."""
     marks = few.view(np.int32)
@@ -73,12 +81,12 @@ def marks_of(few, cells, outputs):
 
 
 @jit
-def bring_slots(table, slots_at, n, listed, few, outputs):
-    """Copy n slots of the table to the first of ``few``. Of all that are listed, those behind are asked for in time.
+def bring_slots(table, slots_at, n, listed, few, first, outputs):
+    """Copy n slots of the table to slots ``first`` and so on of ``few``.
 
-    The first must have been: see `ask_first`.
+    Of all that are listed, those behind are asked for in time; the first must have been: see `ask_first`.
     """
-    base, few_at, size, row = address_of(table), address_of(few), table.shape[1] * 4, few.shape[1] * 4
+    base, few_at, size, row = address_of(table), few_from(few, first, outputs), table.shape[1] * 4, few.shape[1] * 4
     k, ahead = np.int64(0), slots_ahead(size)
     if outputs is None:
         while k + 4 <= n:
@@ -91,7 +99,7 @@ def bring_slots(table, slots_at, n, listed, few, outputs):
         while k < n:
             slot = np.int64(uint32_at(slots_at, k))
             for cell in range(table.shape[1]):
-                few[cell, k] = table[slot, cell]
+                few[cell, first + k] = table[slot, cell]
             k += 1
     else:
         while k < n:
@@ -110,9 +118,9 @@ def ask_first(table, slots_at, listed, outputs):
 
 
 @jit
-def return_slots(table, slots_at, n, few, outputs):
+def return_slots(table, slots_at, n, few, first, outputs):
     """Copy them back."""
-    base, few_at, size, row = address_of(table), address_of(few), table.shape[1] * 4, few.shape[1] * 4
+    base, few_at, size, row = address_of(table), few_from(few, first, outputs), table.shape[1] * 4, few.shape[1] * 4
     k, ahead = np.int64(0), slots_ahead(size) // 4  # they have been here a moment ago
     if outputs is None:
         while k + 4 <= n:
@@ -124,7 +132,7 @@ def return_slots(table, slots_at, n, few, outputs):
         while k < n:
             slot = np.int64(uint32_at(slots_at, k))
             for cell in range(table.shape[1]):
-                table[slot, cell] = few[cell, k]
+                table[slot, cell] = few[cell, first + k]
             k += 1
     else:
         while k < n:

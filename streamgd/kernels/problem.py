@@ -13,7 +13,8 @@ class Problem(NamedTuple):
     """What is minimised and how: numbers of registered parts, and their parameters.
 
     Numbers only: an array inside would cost 50 ns whenever it is taken out. ``rare`` is None if the loss and the
-    optimizer are common ones, and True if the others must be compiled too.
+    optimizer are common ones, and True if the others must be compiled too. The first ``at_hand`` slots of the table are
+    touched by every mini-batch, whatever its rows have.
     """
 
     rare: Any
@@ -29,6 +30,7 @@ class Problem(NamedTuple):
     clip_norm: float
     fit_intercept: bool
     batch_size: int
+    at_hand: int
 
     def settings(self) -> list[float]:
         """The numbers in which models that are trained side by side may differ, as `configured` takes them."""
@@ -64,4 +66,5 @@ def configured(problem, settings, model):
         s[9],
         problem.fit_intercept,
         problem.batch_size,
+        problem.at_hand,
     )

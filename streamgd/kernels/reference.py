@@ -224,17 +224,18 @@ def list_stretches(
     at: Any,
     n_slots: int,
     slot_cells: int,
+    at_hand: int,
     batch_size: int,
     carried: int,
 ) -> list[tuple[int, list[int], list[int]]]:
-    """Rows, slots, and the place of each hash among the slots, of each stretch."""
+    """Of each stretch its rows, its slots but those at hand, and the place of each hash among all."""
     stretches = []
     while start < stop:
         n = min(stretch_rows(cells.shape[1], at, slot_cells), stop - start, batch_size - carried)
-        chosen, found = cells[order[start : start + n]], dict[int, int]()
+        chosen, found = cells[order[start : start + n]], {slot: slot for slot in range(at_hand)}
         rows = features(chosen.view(np.float32), chosen, at, np.zeros((2, at.n_scaled)), n_slots - 1)
         places = [found.setdefault(slot, len(found)) for slots, _ in rows for slot in slots.tolist()]
-        stretches.append((n, list(found), places))
+        stretches.append((n, list(found)[at_hand:], places))
         start, carried = start + n, (carried + n) % batch_size
     return stretches
 
@@ -278,9 +279,8 @@ def drain(
         found = []
         if hashed is not None:
             found = features(rows[order[start:end]], cells[order[start:end]], at, factor, len(table) - 1)
-            hashed.touch(
-                np.unique(np.concatenate([np.zeros(0, np.int64), *(s for s, _ in found)])), int(counters[STEP])
-            )
+            met = np.unique(np.concatenate([np.arange(problem.at_hand), *(slots for slots, _ in found)]))
+            hashed.touch(met, int(counters[STEP]))
             for i, (places, values) in enumerate(found):
                 z[i] += values @ hashed.w[places].astype(np.float64)
         if outputs is None:
@@ -304,7 +304,7 @@ def drain(
             failed[0] = counters[STEP]
             return
     if hashed is not None:
-        counters[TOUCHED] = len(hashed.touched(int(counters[STEP])))
+        counters[TOUCHED] = np.count_nonzero(hashed.touched(int(counters[STEP])) >= problem.at_hand)
 
 
 def _finish(

@@ -5,16 +5,24 @@ rows. Told apart here, once, in a few kilobytes that stay in the cache, a slot i
 stretch, and what is done for each feature (its weight added to a margin, a derivative to its gradient) is done on short
 arrays.
 
+Most hashes of a click log (19 of 26) are of slots that most mini-batches have. If the most common slots lie in front
+(`streamgd.slotorder`), the first so many are at hand as long as rows are learned from: nothing is listed of them, and
+the place of such a hash is its slot. The others, almost all of them different, follow in the order in which they come.
+
 Slots are told apart by a hash table: a word of 64 bits holds the number of the stretch, the slot, and its place. So it
 need not be emptied for each stretch, and one comparison tells a free word or the slot itself from another slot, which
-is rare: slots that follow each other, as the most common do (`streamgd.slotorder`), have every second word. Nothing
-else in the loop is a branch: that a slot is new is as likely as not, and a wrong guess costs 5 ns. 26 features of a row
-take 60 ns.
+is rare: slots that follow each other, as the most common do, have every second word. Nothing else in the loops is a
+branch: that a slot is at hand, or is new, is as likely as not, and a wrong guess costs 5 ns.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from .intrinsics import (
     address_of,
@@ -25,8 +33,12 @@ from .intrinsics import (
     prefetch,
     put_eight_bytes,
     put_uint32,
+    splat,
     uint32_at,
 )
+
+#: Hashes that are worked on together.
+EIGHT = 8
 
 #: Rows whose hashes are asked for early.
 ROWS_AHEAD = 64
@@ -99,45 +111,117 @@ def words_for(n):
     return words
 
 
-@jit
-def _list_slots(cells, order, start, n, stop, at, mask, stretch, words, unique_at, places_at):
-    """List the slots of rows ``order[start : start + n]`` in the order in which they come; return how many there are.
+@intrinsic
+def _part_eight(
+    typing_context: Any, hashes: Any, mask: Any, at_hand: Any, first: Any, places_at: Any, rare_at: Any
+) -> Any:
+    """Write the slots of the eight hashes at an address to another, and to a third which are not at hand.
 
-    ``stretch`` is a number that none before has had since ``words`` were 0, from 1 to `STRETCHES`; to the addresses are
-    written the slots, each once (room for one more is needed), and the place among them of each hash.
+    To that go the numbers of these, the hashes being ``first`` to ``first`` + 7, one after the other, and then what is
+    not meant, up to eight. Return how many there are.
     """
-    cells_at, stride, words_at = address_of(cells), cells.shape[1] * 4, address_of(words)
-    within, this = np.uint64(len(words) - 1), np.uint64(stretch) << _STRETCH
+    kind, word = ir.VectorType(ir.IntType(32), EIGHT), ir.IntType(32)
+    lanes = [[lane for lane in range(EIGHT) if bits >> lane & 1] for bits in range(1 << EIGHT)]
+    table = ir.Constant(
+        ir.ArrayType(kind, 1 << EIGHT), [ir.Constant(kind, (some + [0] * EIGHT)[:EIGHT]) for some in lanes]
+    )
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        hashes, mask, at_hand, first, places_at, rare_at = args
+        slots = builder.load(builder.inttoptr(hashes, kind.as_pointer()), align=4)
+        slots = builder.and_(slots, splat(builder, mask, EIGHT))
+        builder.store(slots, builder.inttoptr(places_at, kind.as_pointer()), align=4)
+        rare = builder.icmp_unsigned(">=", slots, splat(builder, at_hand, EIGHT))
+        bits = builder.zext(builder.bitcast(rare, ir.IntType(EIGHT)), word)
+        name = "streamgd.lanes"
+        numbers = builder.module.globals.get(name)
+        if numbers is None:
+            numbers = ir.GlobalVariable(builder.module, table.type, name)
+            numbers.initializer, numbers.global_constant, numbers.linkage = table, True, "internal"
+        found = builder.load(builder.gep(numbers, [word(0), bits]))
+        found = builder.add(found, splat(builder, first, EIGHT))
+        builder.store(found, builder.inttoptr(rare_at, kind.as_pointer()), align=4)
+        return builder.zext(builder.ctpop(bits), ir.IntType(64))
+
+    signature = types.int64, types.uint32, types.uint32, types.uint32, types.int64, types.int64
+    return types.int64(*signature), codegen
+
+
+@jit
+def _part_slots(cells, order, start, n, stop, at, mask, at_hand, rare_at, places_at):
+    """Write the slots of rows ``order[start : start + n]`` to an address, and to another where which are not at hand.
+
+    For these, room for `EIGHT` more is needed. Return how many they are.
+    """
+    cells_at, stride = address_of(cells), cells.shape[1] * 4
     first = at.hashes * 4 // 64 * 64 if at.n_text == 0 else 0
     lines = (stride - first) // 64
-    found, half = np.uint64(0), ones(within) - _ONE
+    rare, hash_number = np.int64(0), np.int64(0)
     for i in range(start, start + n):
         ahead = cells_at + np.int64(order[min(i + ROWS_AHEAD, stop - 1)]) * stride
         for line in range(lines):
             prefetch(ahead + first + 64 * line)
         for part in range(1 + at.n_text):
             hashes, many = hashes_of(cells_at, np.int64(order[i]) * stride, at, part)
-            for k in range(many):
+            k = 0
+            while k + EIGHT <= many:
+                to, found_at = places_at + 4 * (hash_number + k), rare_at + 4 * rare
+                rare += _part_eight(hashes + 4 * k, mask, at_hand, np.uint32(hash_number + k), to, found_at)
+                k += EIGHT
+            while k < many:
                 slot = uint32_at(hashes, k) & mask
-                wanted = this | (np.uint64(slot) << _SLOT)
-                word = ((np.uint64(slot) << _ONE) + (np.uint64(slot) >> half)) & within
-                there = eight_bytes_at(words_at + 8 * np.int64(word)) ^ wanted
-                while there - _LOWEST < _SPAN:  # of this stretch, but another slot
-                    word = (word + _ONE) & within
-                    there = eight_bytes_at(words_at + 8 * np.int64(word)) ^ wanted
-                new = there > _PLACE
-                place = found if new else there
-                put_eight_bytes(words_at + 8 * np.int64(word), wanted | place)
-                put_uint32(unique_at, np.int64(found), slot)
-                put_uint32(places_at, k, np.uint32(place))
-                found += np.uint64(new)
-            places_at += 4 * many
+                put_uint32(places_at, hash_number + k, slot)
+                put_uint32(rare_at, rare, np.uint32(hash_number + k))
+                rare += slot >= at_hand
+                k += 1
+            hash_number += many
+    return rare
+
+
+@jit
+def _list_slots(rare, at_hand, stretch, words, unique_at, places_at):
+    """List the slots of so many hashes, each once, in the order in which they come; return how many there are.
+
+    ``stretch`` is a number that none before has had since ``words`` were 0, from 1 to `STRETCHES`. At ``unique_at`` it
+    stands where at ``places_at`` the slots are, and then the slots do; there, then their places do.
+    """
+    words_at, within = address_of(words), np.uint64(min(words_for(2 * rare), len(words)) - 1)
+    this, found, half = np.uint64(stretch) << _STRETCH, np.uint64(0), ones(within) - _ONE
+    for k in range(rare):
+        there_at = np.int64(uint32_at(unique_at, k))
+        slot = uint32_at(places_at, there_at)
+        wanted = this | (np.uint64(slot) << _SLOT)
+        word = ((np.uint64(slot) << _ONE) + (np.uint64(slot) >> half)) & within
+        there = eight_bytes_at(words_at + 8 * np.int64(word)) ^ wanted
+        while there - _LOWEST < _SPAN:  # of this stretch, but another slot
+            word = (word + _ONE) & within
+            there = eight_bytes_at(words_at + 8 * np.int64(word)) ^ wanted
+        new = there > _PLACE
+        place = found if new else there
+        put_eight_bytes(words_at + 8 * np.int64(word), wanted | place)
+        put_uint32(unique_at, np.int64(found), slot)
+        put_uint32(places_at, there_at, at_hand + np.uint32(place))
+        found += np.uint64(new)
     return np.int64(found)
 
 
 @kernel
 def list_stretches(
-    cells, order, start, stop, at, n_slots, slot_cells, batch_size, carried, words, number, unique, places, counts
+    cells,
+    order,
+    start,
+    stop,
+    at,
+    n_slots,
+    slot_cells,
+    at_hand,
+    batch_size,
+    carried,
+    words,
+    number,
+    unique,
+    places,
+    counts,
 ):
     """List the slots of stretches of rows ``order[start:stop]``: as many as there is room for.
 
@@ -145,18 +229,21 @@ def list_stretches(
     ----------
     n_slots, slot_cells : int
         Slots of the table, a power of two, and cells of each.
+    at_hand : int
+        So many slots, the first, are in all stretches, and not listed.
     batch_size, carried : int
         Rows of a mini-batch, and how many the one under way has already: with it ends a stretch.
     words : uint64[`words_for` slots of a stretch]
         Hash table, zeros at first ...
     number : int64[1]
         ... and the last number that a stretch in it has had, which moves on.
-    unique : uint32[> hashes]
-        Set to the slots of each stretch, each once, one stretch after the other.
+    unique : uint32[>= hashes + `EIGHT`]
+        Set to the other slots of each stretch, each once, one stretch after the other.
     places : uint32[hashes]
-        Set to the place of each hash among the slots of its stretch: row after row, of each part after part.
+        Set to the place of each hash among the slots at hand and then those of its stretch: row after row, of each part
+        after part.
     counts : int64[stretches]
-        Set to the number of slots of each stretch.
+        Set to the number of slots that are listed of each stretch.
 
     Returns
     -------
@@ -175,9 +262,9 @@ def list_stretches(
             words[:] = 0
             number[0] = 0
         number[0] += 1
-        counts[found] = _list_slots(
-            cells, order, i, n, stop, at, np.uint32(n_slots - 1), number[0], words, unique_at, places_at
-        )
+        mask, near = np.uint32(n_slots - 1), np.uint32(at_hand)
+        rare = _part_slots(cells, order, i, n, stop, at, mask, near, unique_at, places_at)
+        counts[found] = _list_slots(rare, near, number[0], words, unique_at, places_at)
         unique_at += 4 * counts[found]
         places_at += 4 * hashes
         room -= hashes

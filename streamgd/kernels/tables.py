@@ -88,6 +88,12 @@ def _step(problem, eta, share, step, n, g, w, a, b):
 
 
 @strict
+def _rows_of(few, begin, slots):
+    """Weights and states of slots ``begin`` and so on, of one output; a spare row stands for what is not there."""
+    return few[0, begin:], few[1 if slots > 0 else -1, begin:], few[2 if slots > 1 else -1, begin:]
+
+
+@strict
 def _gather(few, first, n, output, outputs, slots, w, a, b):
     """Weights and states of one of several outputs of n slots, as float64 side by side."""
     for k in range(n):
@@ -109,8 +115,8 @@ def _scatter(few, first, n, output, outputs, slots, w, a, b):
 
 
 @strict
-def settle_slots(problem, settings, paces, few, few_marks, n, step, outputs, room):
-    """Let the penalty catch up on the first n slots of a few, those that were touched before (their mark is not 0).
+def settle_slots(problem, settings, paces, few, few_marks, begin, end, step, outputs, room):
+    """Let the penalty catch up on slots ``begin`` to ``end`` - 1 of a few that were touched before (the mark is not 0).
 
     ``paces`` as in `update_slots`, ``room`` is float64[4, ROOM].
     """
@@ -118,10 +124,11 @@ def settle_slots(problem, settings, paces, few, few_marks, n, step, outputs, roo
     if outputs is None:
         one, eta = configured(problem, settings, np.int64(0)), paces[0, 0]
         if one.l1 != 0.0 or one.l2 != 0.0:
-            _settle(one, eta, step, n, few_marks, few[0], few[1 if slots > 0 else -1], few[2 if slots > 1 else -1])
+            w_row, a_row, b_row = _rows_of(few, begin, slots)
+            _settle(one, eta, step, end - begin, few_marks[begin:], w_row, a_row, b_row)
     else:
-        for first in range(0, n, ROOM):
-            m, marks = min(ROOM, n - first), few_marks[first:]
+        for first in range(begin, end, ROOM):
+            m, marks = min(ROOM, end - first), few_marks[first:]
             for c in range(outputs):
                 model = c // (outputs // len(paces))
                 one, eta = configured(problem, settings, model), paces[model, 0]
@@ -130,7 +137,7 @@ def settle_slots(problem, settings, paces, few, few_marks, n, step, outputs, roo
                     _settle(one, eta, step, m, marks, w, a, b)
                     _scatter(few, first, m, c, outputs, slots, w, a, b)
     mark = np.int32(np.uint32(step + 1))
-    for k in range(n):
+    for k in range(begin, end):
         few_marks[k] = mark
 
 
@@ -225,30 +232,33 @@ def table_gradient(rows, cells, order, start, n, at, factor, problem, outputs, p
 
 
 @jit
-def touched_slots(table, marks, touched, counters):
-    """Slots that the mini-batch under way has touched; in the order of the table if the list could not hold them."""
+def touched_slots(table, marks, at_hand, touched, counters):
+    """Slots that the mini-batch under way has touched, but those at hand.
+
+    In the order of the table if the list could not hold them.
+    """
     if counters[TOUCHED] <= len(touched):
         return touched[: counters[TOUCHED]]
-    return np.flatnonzero(marks[:, marks.shape[1] - 1] == np.int32(counters[STEP] + 1))
+    return at_hand + np.flatnonzero(marks[at_hand:, marks.shape[1] - 1] == np.int32(counters[STEP] + 1))
 
 
 @strict
-def squared_norm(problem, few, n, outputs, first, last, total):
-    """Add to a total the squares of the gradient sums of the first n slots, of outputs ``first`` to ``last`` - 1."""
+def squared_norm(problem, few, begin, end, outputs, first, last, total):
+    """Add to a total the squares of the gradient sums of some slots: ``begin`` to ``end`` - 1, of some outputs."""
     if outputs is None:
-        for k in range(n):
+        for k in range(begin, end):
             total += np.float64(few[1 + problem.slots, k]) ** 2
     else:
         place = (1 + problem.slots) * outputs
-        for k in range(n):
+        for k in range(begin, end):
             for c in range(first, last):
                 total += np.float64(few[k, place + c]) ** 2
     return total
 
 
 @strict
-def update_slots(problem, settings, paces, few, n, step, outputs, room):
-    """One step of the first n slots along their gradient sums.
+def update_slots(problem, settings, paces, few, begin, end, step, outputs, room):
+    """One step of slots ``begin`` to ``end`` - 1 of a few along their gradient sums.
 
     ``paces`` (float64[models, 3]) has the learning rate and the factor of the sums of each model; its third column
     becomes infinite if a weight is not finite. ``room`` is float64[4, ROOM].
@@ -256,13 +266,13 @@ def update_slots(problem, settings, paces, few, n, step, outputs, room):
     slots, w, a, b, g = problem.slots, room[0], room[1], room[2], room[3]
     if outputs is None:
         one = configured(problem, settings, np.int64(0))
-        a_row, b_row = few[1 if slots > 0 else -1], few[2 if slots > 1 else -1]
-        if not _step(one, paces[0, 0], paces[0, 1], step, n, few[1 + slots], few[0], a_row, b_row):
+        w_row, a_row, b_row = _rows_of(few, begin, slots)
+        if not _step(one, paces[0, 0], paces[0, 1], step, end - begin, few[1 + slots, begin:], w_row, a_row, b_row):
             paces[0, 2] = np.inf
     else:
         place = (1 + slots) * outputs
-        for first in range(0, n, ROOM):
-            m = min(ROOM, n - first)
+        for first in range(begin, end, ROOM):
+            m = min(ROOM, end - first)
             for c in range(outputs):
                 model = c // (outputs // len(paces))
                 _gather(few, first, m, c, outputs, slots, w, a, b)

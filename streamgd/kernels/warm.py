@@ -68,7 +68,7 @@ def warm_up(at: Any, hashed: bool, outputs: int = 1, beside: bool = False) -> No
     count_rows(columns.astype(np.int64), pages.astype(np.int64), none, np.zeros((0, 1), np.int64))
     plain_numbers(0, 0, 0, 0.0, np.float32(0), nothing)
     permutation(np.uint64(0), order)
-    problem = Problem(None, 0, (0.0,) * 2, 0, (0.0,) * 3, 0, 0, (0.0,) * 4, 0.0, 0.0, 0.0, True, 1)
+    problem = Problem(None, 0, (0.0,) * 2, 0, (0.0,) * 3, 0, 0, (0.0,) * 4, 0.0, 0.0, 0.0, True, 1, 0)
     models = outputs if beside else 1
     table = np.zeros((1, -(-(2 * outputs + 1) // 4) * 4), np.float32) if hashed else None
     marks = None if table is None else table.view(np.int32)
@@ -101,7 +101,7 @@ def warm_up(at: Any, hashed: bool, outputs: int = 1, beside: bool = False) -> No
         np.full(models, -1, np.int64),
     )
     if hashed:
-        list_stretches(cells, order, 0, 0, at, 1, 1, 1, 0, none.view(np.uint64), none, nothing, nothing, none)
+        list_stretches(cells, order, 0, 0, at, 1, 1, 0, 1, 0, none.view(np.uint64), none, nothing, nothing, none)
         strings = none[:0], 0, 0, 0, np.uint32(0), np.uint32(0)
         hash_strings(*strings, nothing)
         plain_hashes(0, 0, np.uint32(0), nothing)

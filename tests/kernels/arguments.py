@@ -6,7 +6,7 @@ import numpy as np
 
 from streamgd.kernels.drain import CARRIED
 from streamgd.kernels.problem import Problem
-from streamgd.kernels.slots import list_stretches, words_for
+from streamgd.kernels.slots import EIGHT, list_stretches, words_for
 from streamgd.losses import LOSSES, Loss
 from streamgd.optimizers import EPSILON_PLACE, OPTIMIZERS, PLACES, Optimizer
 from streamgd.schedules import SCHEDULES, Schedule
@@ -39,7 +39,7 @@ def schedule_args(schedule: Schedule, eta0: float) -> tuple[float, float, float,
 def problem(optimizer: Optimizer, args=None, *, l1: float = 0.0, l2: float = 0.0, rare: bool | None = True) -> Problem:
     """A problem of which only the optimizer and the penalty matter."""
     args = optimizer_args(optimizer) if args is None else tuple(map(float, args))
-    return Problem(rare, 0, (0.0, 0.0), optimizer.code, args, optimizer.slots, 0, (0.0,) * 4, l1, l2, 0.0, True, 1)
+    return Problem(rare, 0, (0.0, 0.0), optimizer.code, args, optimizer.slots, 0, (0.0,) * 4, l1, l2, 0.0, True, 1, 0)
 
 
 def targets(loss: Loss, rng: np.random.Generator, n: int) -> np.ndarray:
@@ -49,16 +49,16 @@ def targets(loss: Loss, rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.poisson(1.0, n).astype(np.float64) if loss.link == "log" else rng.normal(size=n)
 
 
-def listed(cells, order, start, stop, at, table, batch_size, counters):
+def listed(cells, order, start, stop, at, table, batch_size, counters, at_hand=0):
     """What `drain` is told of the slots of rows ``order[start:stop]``; Nones if there is no table."""
     if table is None:
         return None, None, None
     many = (stop - start) * (at.n_index + (10_000 if at.n_text else 0))
-    unique, places = np.zeros(many + 1, np.uint32), np.zeros(many, np.uint32)
+    unique, places = np.zeros(many + EIGHT, np.uint32), np.zeros(many, np.uint32)
     counts = np.zeros(max(1, stop - start), np.int64)
     words, number = np.zeros(words_for(len(table)), np.uint64), np.zeros(1, np.int64)
     found, rows, _ = list_stretches(
-        *(cells, order, start, stop, at, *table.shape, batch_size, int(counters[CARRIED])),
+        *(cells, order, start, stop, at, *table.shape, at_hand, batch_size, int(counters[CARRIED])),
         *(words, number, unique, places, counts),
     )
     assert rows == stop - start

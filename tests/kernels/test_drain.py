@@ -76,6 +76,7 @@ class Problem:
     outputs: int = 1
     bits: int = 0
     listed: int = 1000
+    at_hand: int = 0
     texts: Any = field(default=None, repr=False)  # rows hold addresses of them
 
     @property
@@ -114,6 +115,7 @@ class Problem:
             clip_norm=self.clip_norm,
             fit_intercept=self.fit_intercept,
             batch_size=self.batch_size,
+            at_hand=self.at_hand,
         )
 
     def start(self, rng=None):
@@ -150,7 +152,7 @@ class Problem:
         kernel(
             self.rows,
             None if table is None else cells,
-            *listed(cells, self.order, start, stop, at, table, self.batch_size, state.counters),
+            *listed(cells, self.order, start, stop, at, table, self.batch_size, state.counters, self.at_hand),
             self.order,
             start,
             stop,
@@ -253,6 +255,8 @@ def problems(draw, batch_sizes=BATCH_SIZES):
         return problem
     n_index, n_text = draw(st.integers(0, 4)), draw(st.integers(0, 2))
     problem = replace(problem, eta0=problem.eta0 * (p + 1) / (p + 1 + 2 * n_index + 20 * n_text))
+    at_hand = draw(st.sampled_from([0, 1, 9, 32])) if problem.optimizer.rests else 0
+    problem = replace(problem, at_hand=at_hand)
     return add_hashes(rng, problem, n_index, draw(st.integers(0, min(n_index, 2))), n_text, 5)
 
 

@@ -53,6 +53,7 @@ class Run:
             "clip_norm": 0.0,
             "fit_intercept": False,
             "batch_size": 1,
+            "at_hand": 0,
         }
         cells = -(-((2 + optimizer.slots) * outputs + 1) // 4) * 4
         table = np.zeros((SLOTS, cells), np.float32)
@@ -72,7 +73,9 @@ class Run:
         state = params, slots, params.copy(), self.table, self.table.view(np.int32), self.touched, self.counters
         failed = np.full(1, -1)
         cells, at = rows.view(np.uint32), layout.cells
-        lists = listed(cells, order, 0, len(rows), at, self.table, self.problem.batch_size, self.counters)
+        lists = listed(
+            cells, order, 0, len(rows), at, self.table, self.problem.batch_size, self.counters, self.problem.at_hand
+        )
         drain(
             rows, cells, *lists, order, 0, len(rows), False, at, self.problem, None, several,
             np.zeros(0), np.zeros(1), nothing, *state, np.zeros((1, 2)), failed,

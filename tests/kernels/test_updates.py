@@ -253,6 +253,17 @@ def test_a_gradient_of_zero_moves_nothing(optimizer):
 
 
 @every_optimizer
+def test_only_some_rest_where_there_is_no_gradient(optimizer):
+    rng = np.random.default_rng(0)
+    params, slots = rng.normal(size=4), rng.uniform(0.5, 2, (2, 4))
+    before = params.copy(), slots.copy()
+    for step in range(3):
+        take(optimizer, optimizer_args(optimizer), 0.1, step, np.zeros(4), params, slots)
+    same = np.array_equal(params, before[0]) and np.array_equal(slots, before[1])
+    assert same == optimizer.rests
+
+
+@every_optimizer
 @pytest.mark.parametrize("place", [0, 3, 16])
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_tells_when_a_weight_is_no_longer_finite(optimizer, place, bad):
