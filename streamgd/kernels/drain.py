@@ -176,7 +176,7 @@ def drain(
     y, w, value = np.empty(tile, np.float32), np.empty(tile, np.float32), np.zeros(room_for, np.float32)
     paces, class_sums = np.zeros((models, 3)), np.empty(room_for, np.float32)
     if table is not None:
-        room, sums = np.zeros((4, ROOM)), np.empty(len(params), np.float32)
+        room, sums = np.zeros((4, ROOM), np.float32), np.empty(len(params), np.float32)
         unique_at, places_at, most, listed = address_of(unique), address_of(places), np.int64(ROOM), np.int64(0)
         stretch, found, together, alone = 0, np.int64(0), stretch_rows(rows.shape[1], at, table.shape[1]), False
         for k in range(len(counts)):

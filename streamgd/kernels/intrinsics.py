@@ -276,6 +276,16 @@ def lowest_one(typing_context: Any, word: Any) -> Any:
 
 
 @intrinsic
+def like(typing_context: Any, one: Any, value: Any) -> Any:
+    """Return a number in the type of another one."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.cast(builder, args[1], signature.args[1], signature.return_type)
+
+    return one(one, value), codegen
+
+
+@intrinsic
 def float64_from(typing_context: Any, bits: Any) -> Any:
     """Return the float64 with the given bits (uint64)."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .intrinsics import strict
 from .losses import COMMON as COMMON_LOSSES
 from .updates import COMMON as COMMON_OPTIMIZERS
@@ -35,6 +37,29 @@ class Problem(NamedTuple):
     def settings(self) -> list[float]:
         """The numbers in which models that are trained side by side may differ, as `configured` takes them."""
         return [*self.optimizer_args, *self.schedule_args, self.l1, self.l2, self.clip_norm]
+
+
+@strict
+def in_single_precision(problem):
+    """The same in float32, for steps of weights that are."""
+    a, b, c = problem.optimizer_args
+    p, q, r, s = problem.schedule_args
+    return Problem(
+        problem.rare,
+        problem.loss,
+        problem.loss_args,
+        problem.optimizer,
+        (np.float32(a), np.float32(b), np.float32(c)),  # type: ignore[arg-type]
+        problem.slots,
+        problem.schedule,
+        (p, q, r, s),
+        np.float32(problem.l1),  # type: ignore[arg-type]
+        np.float32(problem.l2),  # type: ignore[arg-type]
+        problem.clip_norm,
+        problem.fit_intercept,
+        problem.batch_size,
+        problem.at_hand,
+    )
 
 
 #: Numbers that `Problem.settings` gives.

@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from .intrinsics import address_of, float32_at, jit, kernel, strict, uint32_at
-from .problem import configured
+from .problem import configured, in_single_precision
 from .slots import hashes_of
 from .updates import FTRL, advance, learning_rate, rebased, settled
 
@@ -51,7 +51,7 @@ def list_touched(few_marks, slots_at, n, touched, counters):
 @strict
 def _since(mark, step):
     """Steps since a slot was touched, before a step; 0 if never."""
-    return np.int64(np.uint32(step + 1 - np.int64(mark))) if mark != 0 else np.int64(0)
+    return np.uint32(step + 1 - np.int64(mark)) if mark != 0 else np.uint32(0)
 
 
 @strict
@@ -59,31 +59,30 @@ def _settle(problem, eta, step, n, marks, w, a, b):
     """Let the penalty catch up on n weights of slots touched as ``marks`` (int32) say."""
     if problem.rare is not None and problem.optimizer == FTRL:
         for k in range(n):
-            since = _since(marks[k], step)
-            rate = last_rate(problem, eta, step, since)
+            elapsed = np.int64(_since(marks[k], step))
+            rate = last_rate(problem, eta, step, elapsed)
             x, y, z = np.float64(w[k]), np.float64(a[k]), np.float64(b[k])
-            x = settled(problem, rate, step, problem.l1, problem.l2, since, x, y, z)
+            x = settled(problem, rate, step, problem.l1, problem.l2, elapsed, x, y, z)
             w[k] = x
             if rate != eta:
                 a[k] = rebased(problem, rate, eta, x, y, z)
     else:
+        single, pace = in_single_precision(problem), np.float32(eta)
         for k in range(n):
-            since = _since(marks[k], step)
-            x, y, z = np.float64(w[k]), np.float64(a[k]), np.float64(b[k])
-            w[k] = settled(problem, eta, step, problem.l1, problem.l2, since, x, y, z)
+            since = np.float32(_since(marks[k], step))
+            w[k] = settled(single, pace, step, single.l1, single.l2, since, w[k], a[k], b[k])
 
 
 @strict
 def _step(problem, eta, share, step, n, g, w, a, b):
     """One step of n weights along their gradient sums, which are 0 then; return whether all are finite as float32."""
-    wild = False
+    wild, single, pace, part = False, in_single_precision(problem), np.float32(eta), np.float32(share)
     for k in range(n):
-        x, y, z = np.float64(w[k]), np.float64(a[k]), np.float64(b[k])
-        x, y, z = advance(problem, eta, step, np.float64(g[k]) * share, x, y, z)
+        x, y, z = advance(single, pace, step, g[k] * part, w[k], a[k], b[k])
         w[k], a[k], g[k] = x, y, 0
         if problem.rare is not None:
             b[k] = z
-        wild |= not abs(np.float32(x)) < np.inf
+        wild |= not abs(w[k]) < np.inf
     return not wild
 
 
@@ -95,7 +94,7 @@ def _rows_of(few, begin, slots):
 
 @strict
 def _gather(few, first, n, output, outputs, slots, w, a, b):
-    """Weights and states of one of several outputs of n slots, as float64 side by side."""
+    """Weights and states of one of several outputs of n slots, side by side."""
     for k in range(n):
         w[k] = few[first + k, output]
         if slots > 0:
@@ -118,7 +117,7 @@ def _scatter(few, first, n, output, outputs, slots, w, a, b):
 def settle_slots(problem, settings, paces, few, few_marks, begin, end, step, outputs, room):
     """Let the penalty catch up on slots ``begin`` to ``end`` - 1 of a few that were touched before (the mark is not 0).
 
-    ``paces`` as in `update_slots`, ``room`` is float64[4, ROOM].
+    ``paces`` as in `update_slots`, ``room`` is float32[4, ROOM].
     """
     slots, w, a, b = problem.slots, room[0], room[1], room[2]
     if outputs is None:
@@ -261,7 +260,7 @@ def update_slots(problem, settings, paces, few, begin, end, step, outputs, room)
     """One step of slots ``begin`` to ``end`` - 1 of a few along their gradient sums.
 
     ``paces`` (float64[models, 3]) has the learning rate and the factor of the sums of each model; its third column
-    becomes infinite if a weight is not finite. ``room`` is float64[4, ROOM].
+    becomes infinite if a weight is not finite. ``room`` is float32[4, ROOM].
     """
     slots, w, a, b, g = problem.slots, room[0], room[1], room[2], room[3]
     if outputs is None:
@@ -292,7 +291,7 @@ def average_table(problem, table, marks, counters, outputs, output, share, avera
     """
     step, last, slots = counters[STEP], marks.shape[1] - 1, problem.slots
     eta = learning_rate(problem.schedule, problem.schedule_args, step)
-    picked, mark, room = np.empty(ROOM, np.int64), np.empty(ROOM, np.int32), np.zeros((3, ROOM))
+    picked, mark, room = np.empty(ROOM, np.int64), np.empty(ROOM, np.int32), np.zeros((3, ROOM), np.float32)
     w, a, b = room[0], room[1], room[2]
     for first in range(0, len(table), ROOM):
         n = np.int64(0)

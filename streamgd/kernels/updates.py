@@ -1,7 +1,9 @@
 """One step of each optimizer on a single weight, the pull of the penalty, and the learning rate of each schedule.
 
 Dense weights and those of hashed features go through the same few functions. Dense weights are float64: steps far
-smaller than the weight, and sums of squares over 1e9 rows, still count.
+smaller than the weight, and sums of squares over 1e9 rows, still count. Those of hashed features are float32, and what
+the optimizers `COMMON` make of them is computed so, twice as many at a time and in a third of the time; constants are
+float32 here, so that they leave the type of a sum to the weights. What takes differences of roots is always float64.
 
 ``problem`` is what `streamgd.kernels.drain.Problem` describes, numbers only. Its ``rare`` is None for the optimizers
 `COMMON`; then the others are not compiled, which takes a second.
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import strict
+from .intrinsics import like, strict
 
 SGD, MOMENTUM, NESTEROV, ADAGRAD, RMSPROP, ADAM, FTRL = range(7)
 CONSTANT, INVSCALING, OPTIMAL, COSINE, STEPS = range(5)
@@ -20,6 +22,7 @@ COMMON = (SGD, ADAGRAD)
 
 #: Places in the optimizer's arguments and in the schedule's.
 BETA_1, BETA_2, EPSILON = 0, 1, 2
+_ZERO, _ONE, _LARGE = np.float32(0), np.float32(1), np.float32(1e30)
 ETA0, SHAPE, SPAN, WARMUP = 0, 1, 2, 3
 
 
@@ -49,19 +52,21 @@ def rate(problem, eta, step, a, b):
         return eta / (np.sqrt(a) + problem.optimizer_args[EPSILON])
     if problem.rare is not None:
         if problem.optimizer == ADAM:
-            return eta / (
-                np.sqrt(b / (1.0 - problem.optimizer_args[BETA_2] ** np.float64(step)))
-                + problem.optimizer_args[EPSILON]
-            )
+            square = b / (1.0 - problem.optimizer_args[BETA_2] ** np.float64(step))
+            return like(a, eta / (np.sqrt(square) + problem.optimizer_args[EPSILON]))
         if problem.optimizer in (MOMENTUM, NESTEROV):
-            return eta / (1.0 - problem.optimizer_args[BETA_1])
-    return eta
+            return like(a, eta / (1.0 - problem.optimizer_args[BETA_1]))
+    return like(a, eta)
 
 
 @strict
 def shrink(w, pull, l1, l2):
-    """Proximal step of ``l1 |w| + l2 w^2 / 2`` of length ``pull``."""
-    return np.copysign(max(abs(w) - pull * l1, 0.0), w) / (1.0 + pull * l2)
+    """Proximal step of ``l1 |w| + l2 w^2 / 2`` of length ``pull``.
+
+    A pull far smaller than the weight is subtracted, so that it is not lost beside the 1.
+    """
+    kept, pulled = np.copysign(max(abs(w) - pull * l1, _ZERO), w), min(pull * l2, _LARGE)
+    return kept - kept * (pulled / (_ONE + pulled))
 
 
 @strict
@@ -91,7 +96,7 @@ def settled(problem, eta, step, l1, l2, elapsed, w, a, b):
     if elapsed <= 0 or (l1 == 0.0 and l2 == 0.0):
         return w
     if problem.rare is not None and problem.optimizer == FTRL:
-        return ftrl_weight(problem, eta, np.float64(step), l1, l2, a, b)
+        return like(w, ftrl_weight(problem, eta, np.float64(step), l1, l2, np.float64(a), np.float64(b)))
     return shrink(w, rate(problem, eta, step, a, b) * elapsed, l1, l2)
 
 
@@ -104,7 +109,9 @@ def advance(problem, eta, step, g, w, a, b):
         a += g * g
         return w - eta * g / (np.sqrt(a) + problem.optimizer_args[EPSILON]), a, b
     if problem.rare is not None:
-        return _advance_rare(problem, eta, step, g, w, a, b)
+        x, y, z = np.float64(w), np.float64(a), np.float64(b)
+        x, y, z = _advance_rare(problem, np.float64(eta), step, np.float64(g), x, y, z)
+        return like(w, x), like(a, y), like(b, z)
     return w, a, b
 
 
@@ -143,7 +150,7 @@ def update(problem, before, eta, step, spread, gradient, params, a_row, b_row):
     All arrays are float64[p + 1]; ``a_row`` and ``b_row`` are the state. The penalty is of weights times ``spread``,
     which is 0 for the intercept. Return whether all weights are finite.
     """
-    wild, once = False, np.int64(1)
+    wild, once = False, np.float64(1)
     for j in range(len(params)):
         w, a, b = params[j], a_row[j], b_row[j]
         if problem.rare is not None and problem.optimizer == FTRL and before != eta:
