@@ -1,7 +1,8 @@
 """Slots of hashed features are listed ahead of learning, by a thread if there is one.
 
 What slots a stretch of rows has depends on the rows and their order alone, so another thread can find out while those
-before are learned: it waits for rows out of memory, the one that learns for weights.
+before are learned: it waits for rows out of memory, the one that learns for weights. If the rows are those of a mapped
+file, whose small pages take longer to find, it copies what else they hold, so that nobody else looks for them.
 """
 
 from __future__ import annotations
@@ -17,18 +18,32 @@ from numpy.typing import NDArray
 from .data.stream import Window
 from .data.threads import Beside, Task
 from .errors import DataError
+from .features import Layout
 from .job import Job
-from .kernels.slots import EIGHT, LISTED_HASHES, LISTED_STRETCHES, LISTS_AHEAD, PLACE_BITS, list_stretches, words_for
+from .kernels.slots import (
+    EIGHT,
+    LISTED_HASHES,
+    LISTED_STRETCHES,
+    LISTS_AHEAD,
+    PLACE_BITS,
+    copied_rows,
+    list_stretches,
+    words_for,
+)
 
 
 class Listed(NamedTuple):
     """Rows ``start`` to ``stop`` - 1 of a window's order, with what `streamgd.kernels.slots` has listed of them.
 
-    The arrays are None if no features are hashed.
+    They are ``rows`` in an order, from its number ``first`` on: those of the window, or copies of what they hold before
+    their hashes. The other arrays are None if no features are hashed.
     """
 
     start: int
     stop: int
+    rows: NDArray[np.float32]
+    order: NDArray[np.uint32]
+    first: int
     unique: NDArray[np.uint32] | None = None
     places: NDArray[np.uint32] | None = None
     counts: NDArray[np.int64] | None = None
@@ -52,10 +67,10 @@ class Wanted(NamedTuple):
 
 
 class Room:
-    """Memory for stretches. A single one may need more than is usual: then it grows."""
+    """Memory for stretches of rows of a layout. A single one may need more than is usual: then it grows."""
 
-    def __init__(self) -> None:
-        self.counts = np.empty(LISTED_STRETCHES, np.int64)
+    def __init__(self, layout: Layout) -> None:
+        self._layout, self.counts = layout, np.empty(LISTED_STRETCHES, np.int64)
         self.grow(LISTED_HASHES)
 
     def grow(self, hashes: int) -> None:
@@ -71,6 +86,8 @@ class Room:
                 f"some rows have {hashes:,} words and n-grams in all, where a few hundred rows may have "
                 f"{1 << PLACE_BITS:,}: their texts are too long to learn from."
             )
+        self.copies = np.empty((copied_rows(self._layout, hashes), self._layout.width), np.float32)
+        self.in_turn = np.arange(len(self.copies), dtype=np.uint32)
         self.unique, self.places = np.empty(hashes + EIGHT, np.uint32), np.empty(hashes, np.uint32)
 
 
@@ -94,15 +111,18 @@ class Lister:
     ----------
     slots : int
         Slots of the table; 0 if no features are hashed.
+    layout : Layout
+        Of the rows.
     beside : Beside, optional
         The thread that lists ahead.
     """
 
-    def __init__(self, slots: int, beside: Beside | None = None) -> None:
+    def __init__(self, slots: int, layout: Layout, beside: Beside | None = None) -> None:
         self.slots, self.beside = slots, beside
         self._words, self._number = np.zeros(0, np.uint64), np.zeros(1, np.int64)
         # Lists fill rooms by turns: one is in use, others are ahead.
-        self._rooms = deque(Room() for _ in range(1 + LISTS_AHEAD if beside is not None else 1)) if slots else deque()
+        rooms = 0 if not slots else 1 if beside is None else 1 + LISTS_AHEAD
+        self._rooms = deque(Room(layout) for _ in range(rooms))
         self._ahead: deque[Task[Ready | None]] = deque()
 
     def stretches(self, job: Job, window: Window, start: int, stop: int, carried: int, then: int) -> Iterator[Listed]:
@@ -118,7 +138,7 @@ class Lister:
             Where the rows end that are likely asked for after these.
         """
         if not self.slots:
-            yield Listed(start, stop)
+            yield Listed(start, stop, window.rows, window.order, start)
             return
         wanted = Wanted(window, start, stop, carried, job.table.cells)
         while True:
@@ -153,6 +173,7 @@ class Lister:
         room = self._rooms[0]
         at, cells = job.encoder.layout.cells, window.rows.view(np.uint32)
         while True:
+            copies = room.copies if window.mapped else room.copies[:0]
             stretches, rows, hashes = list_stretches(
                 cells,
                 window.order,
@@ -169,6 +190,7 @@ class Lister:
                 room.unique,
                 room.places,
                 room.counts,
+                copies,
             )
             if stretches or start == stop:
                 break
@@ -176,7 +198,8 @@ class Lister:
                 room.grow(hashes)
             words = words_for(min(hashes, self.slots))
             self._words, self._number = np.zeros(max(words, len(self._words)), np.uint64), np.zeros(1, np.int64)
-        return Ready(wanted, Listed(start, start + rows, room.unique, room.places, room.counts[:stretches]))
+        copied = (room.copies, room.in_turn, 0) if len(copies) else (window.rows, window.order, start)
+        return Ready(wanted, Listed(start, start + rows, *copied, room.unique, room.places, room.counts[:stretches]))
 
 
 def _same(ready: Ready) -> Ready:

@@ -23,7 +23,7 @@ from .data.source import BIG_ROW_GROUP
 from .data.threads import available_cpus
 from .data.widen import bit_width
 from .features import PAIRS, Column
-from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, LISTS_AHEAD, TILE_ROWS, TOGETHER_CELLS
+from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, LISTS_AHEAD, TILE_ROWS, TOGETHER_CELLS, copied_rows
 from .memory import Limit, default_memory_limit, format_bytes, job_limit, parse_bytes
 from .model import Model
 
@@ -200,10 +200,11 @@ def _value_bytes(manifest: Manifest, column: Column) -> int:
 
 
 def listed_bytes(encoder: Encoder, text_bytes: int, times: int = 1) -> int:
-    """Bytes of slots that are listed, of each hash a slot and its place, some at a time, and of copies of slots."""
+    """Bytes of what is listed at a time, of each hash a slot and its place, and of copies of rows and slots."""
     tile = TILE_ROWS * (encoder.layout.n_index + text_bytes // 4)
     listed = max(LISTED_HASHES, 2 * tile) + LISTED_STRETCHES  # texts may be longer than a sample of them
-    return times * 8 * listed + 4 * TOGETHER_CELLS
+    copied = copied_rows(encoder.layout, listed) * (4 * encoder.layout.width + 4)
+    return times * (8 * listed + copied) + 4 * TOGETHER_CELLS
 
 
 def footer_bytes(manifest: Manifest) -> int:

@@ -273,7 +273,7 @@ class Round:
         plan = partition.plan
         first, last = (plan.n_windows * share // self.n for share in (self.first, self.last))
         learners, skipped = Learners(job, start.arriving(job)), 0
-        lister = Lister(job.encoder.spec.n_slots)
+        lister = Lister(job.encoder.spec.n_slots, job.encoder.layout)
         with shared.window() as rows:
             stream = WindowStream(
                 partition.source,

@@ -69,7 +69,7 @@ def advance_in_windows(
     ahead = Beside("streamgd-list") if slots and feed.memory.n_jobs > 1 else None
     # When an error ends the loop, no thread is left; who lists slots ends first, since it reads the window.
     with closing(iter(stream)) as windows, ahead or nullcontext():  # type: ignore[type-var]
-        lister = Lister(slots, ahead)
+        lister = Lister(slots, job.encoder.layout, ahead)
         while (window := fetched(windows, keeper)) is not None:
             begun = start.rows if (window.epoch, window.index) == start[:2] else 0
             for done in learn(
@@ -118,14 +118,14 @@ def learn(
         stop = cut(start, boundary)
         for listed in lister.stretches(job, window, start, stop, int(state.counters[CARRIED]), end(stop)):
             drain(
-                window.rows,
-                window.rows.view(np.uint32) if state.table is not None else None,
+                listed.rows,
+                listed.rows.view(np.uint32) if state.table is not None else None,
                 listed.unique,
                 listed.places,
                 listed.counts,
-                window.order,
-                listed.start,
-                listed.stop,
+                listed.order,
+                listed.first,
+                listed.first + listed.stop - listed.start,
                 window.last and listed.stop == n,
                 job.encoder.layout.cells,
                 job.problem,

@@ -19,12 +19,13 @@ from streamgd.kernels.slots import PLACE_BITS
 from streamgd.listing import Lister
 
 LAYOUT, SLOTS, CELLS = Layout(1, True, False, 3), 64, 4
+COPIED, WIDE = Layout(5, True, True, 9), Layout(40, True, False, 50)
 
 
-def made(n, seed=0, layout=LAYOUT):
+def made(n, seed=0, layout=LAYOUT, mapped=False):
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, 2**32, (n, layout.stride), dtype=np.uint32)
-    return Window(rows.view(np.float32), rng.permutation(n).astype(np.uint32), 0, 0, True, 0, 0, [])
+    return Window(rows.view(np.float32), rng.permutation(n).astype(np.uint32), 0, 0, True, 0, 0, [], mapped)
 
 
 def job_of(batch_size, layout=LAYOUT, at_hand=0):
@@ -41,24 +42,34 @@ def job_of(batch_size, layout=LAYOUT, at_hand=0):
     room=st.sampled_from([1, 800, 1 << 19]),
     ahead=st.booleans(),
     at_hand=st.sampled_from([0, 5]),
+    layout=st.sampled_from([LAYOUT, COPIED, WIDE]),
+    mapped=st.lists(st.booleans(), min_size=2, max_size=2),
 )
-def test_stretches_are_those_of_the_twin(n, batch_size, call, cuts, room, ahead, at_hand):
-    job, windows = job_of(batch_size, at_hand=at_hand), [made(n), made(n, 1)]
+def test_stretches_are_those_of_the_twin(n, batch_size, call, cuts, room, ahead, at_hand, layout, mapped):
+    """Rows are those of the window, or copies of what comes before their hashes if it is mapped."""
+    job, windows = job_of(batch_size, layout, at_hand), [made(n, k, layout, lies) for k, lies in enumerate(mapped)]
     with pytest.MonkeyPatch.context() as patch, Beside("list") as beside:
         patch.setattr(listing, "LISTED_HASHES", room)
-        lister = Lister(SLOTS, beside if ahead else None)
+        lister = Lister(SLOTS, layout, beside if ahead else None)
         for window in windows:
             start = carried = 0
             while start < n:
                 boundary = min(n, (start // call + 1) * call)
                 stop = min([cut for cut in cuts if cut > start] + [boundary])
-                cells, at = window.rows.view(np.uint32), LAYOUT.cells
+                cells, at = window.rows.view(np.uint32), layout.cells
                 expected = reference.list_stretches(
                     cells, window.order, start, stop, at, SLOTS, CELLS, at_hand, batch_size, carried
                 )
                 then = min(n, (stop // call + 1) * call)
                 for tiles in lister.stretches(job, window, start, stop, carried, then):
                     assert tiles.start == start
+                    copied = layout is COPIED and window.mapped
+                    assert (tiles.rows is not window.rows) == copied or room == 1  # which is no room for a copy
+                    taken = tiles.order[tiles.first :][: tiles.stop - start]
+                    np.testing.assert_array_equal(
+                        tiles.rows.view(np.uint32)[taken, : layout.width],
+                        cells[window.order[start : tiles.stop], : layout.width],
+                    )
                     slots, places = tiles.unique, tiles.places
                     for count in tiles.counts.tolist():
                         rows, expected_slots, expected_places = expected.pop(0)
@@ -84,7 +95,7 @@ def test_what_is_listed_ahead_is_what_is_asked_for_next(monkeypatch):
 
     monkeypatch.setattr(Lister, "_list", noted)
     with Beside("list") as beside:
-        lister = Lister(SLOTS, beside)
+        lister = Lister(SLOTS, LAYOUT, beside)
         for window in windows:
             n, start = len(window.order), 0
             while start < n:
@@ -98,13 +109,13 @@ def test_what_is_listed_ahead_is_what_is_asked_for_next(monkeypatch):
 
 
 def test_without_hashed_features_rows_are_taken_at_once():
-    tiles = list(Lister(0).stretches(job_of(10), made(100), 20, 90, 0, 100))
+    tiles = list(Lister(0, LAYOUT).stretches(job_of(10), made(100), 20, 90, 0, 100))
     assert [tile[:2] for tile in tiles] == [(20, 90)]
     assert tiles[0].unique is tiles[0].places is tiles[0].counts is None
 
 
 def test_no_rows_are_still_taken_since_they_may_end_an_epoch():
-    (tiles,) = Lister(SLOTS).stretches(job_of(10), made(0), 0, 0, 3, 0)
+    (tiles,) = Lister(SLOTS, LAYOUT).stretches(job_of(10), made(0), 0, 0, 3, 0)
     assert tiles[:2] == (0, 0)
     assert len(tiles.counts) == 0
 
@@ -114,5 +125,5 @@ def test_texts_that_are_too_long_are_refused():
     window = made(300, layout=layout)
     window.rows.view(np.uint32)[:, layout.cells.text + 2] = 1 << 20
     with pytest.raises(DataError, match=r"268,435,456 words and n-grams in all.*may have 67,108,864"):
-        list(Lister(SLOTS).stretches(job_of(256, layout), window, 0, 300, 0, 300))
+        list(Lister(SLOTS, layout).stretches(job_of(256, layout), window, 0, 300, 0, 300))
     assert 1 << PLACE_BITS < 256 << 20

@@ -75,6 +75,8 @@ class Window:
         Rows left out since they, or others of their run, cannot be read or encoded.
     texts : list of ndarray of uint32
         Hashes of n-grams, to which rows hold addresses.
+    mapped : bool
+        Whether the rows are those of a mapped file, whose pages are small: then to find one takes longer.
     """
 
     rows: NDArray[np.float32]
@@ -85,6 +87,7 @@ class Window:
     skipped: int
     lost: int
     texts: list[NDArray[np.uint32]] = field(repr=False)
+    mapped: bool = False
 
 
 @dataclass
@@ -209,7 +212,8 @@ class WindowStream:
             there = this.in_place
             order = self.plan.row_order(this.epoch, this.index, n) if there is None else there.order.result()
             last = this.index == self.plan.n_windows - 1
-            yield Window(this.rows, order, this.epoch, this.index, last, skipped, lost, texts)
+            mapped = there is not None
+            yield Window(this.rows, order, this.epoch, this.index, last, skipped, lost, texts, mapped)
             texts.clear()
             if there is None:
                 spare.append(this.rows)
@@ -245,7 +249,7 @@ class WindowStream:
     def _order_in_place(self, epoch: int, index: int, stretches: Sequence[tuple[int, int]]) -> NDArray[np.uint32]:
         """The order of a window whose rows lie among others."""
         rows = np.concatenate([np.zeros(0, np.uint32), *(np.arange(*one, dtype=np.uint32) for one in stretches)])
-        return rows[self.plan.row_order(epoch, index, len(rows))]
+        return rows.take(self.plan.row_order(epoch, index, len(rows)))
 
     def _bring(self, cache: BlockCache, cached: MappedRows, run: Run, stretches: list[tuple[int, int]]) -> _Filled:
         """Map the rows of a run."""

@@ -13,6 +13,9 @@ Slots are told apart by a hash table: a word of 64 bits holds the number of the 
 need not be emptied for each stretch, and one comparison tells a free word or the slot itself from another slot, which
 is rare: slots that follow each other, as the most common do, have every second word. Nothing else in the loops is a
 branch: that a slot is at hand, or is new, is as likely as not, and a wrong guess costs 5 ns.
+
+What else a few lines of a row hold can be copied on the way, row after row, so that who learns waits for no row that
+lies anywhere in the window.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from numba.extending import intrinsic
 
 from .intrinsics import (
     address_of,
+    copy_sixteen_bytes,
     eight_bytes_at,
     jit,
     kernel,
@@ -51,6 +55,8 @@ LISTED_HASHES, LISTED_STRETCHES = 1 << 19, 1 << 15
 #: Lists that a thread may be ahead of learning. Sometimes one takes longer than learning does, sometimes not: where one
 #: was ahead, an eighth of a later epoch was waiting for it.
 LISTS_AHEAD = 2
+#: Rows have at most so many cells before their hashes, two lines, if these are copied.
+COPIED_CELLS = 32
 #: Stretches have numbers from 1 to this.
 STRETCHES = (1 << 10) - 1
 #: A word has, from its low bits on, a place of so many bits, a slot of 28, and the number of a stretch.
@@ -72,6 +78,16 @@ def stretch_rows(stride, at, slot_cells):
     tile = tile_rows(stride)
     hashes = 0 if at.n_text > 0 else min(TOGETHER, TOGETHER_CELLS // slot_cells)
     return max(tile, hashes // max(1, at.n_index) // tile * tile)
+
+
+def copied_rows(layout: Any, hashes: int) -> int:
+    """Rows that are copied while so many hashes are listed; 0 if none are, since they have more cells than hashes.
+
+    ``layout`` is a `streamgd.features.Layout`. Tiles are as long in copies, else sums would be rounded otherwise.
+    """
+    if layout.n_text or layout.n_scaled or layout.width > min(COPIED_CELLS, layout.n_index):
+        return 0
+    return int(hashes // layout.n_index) if layout.stride * TILE_ROWS <= TILE_CELLS else 0
 
 
 @jit
@@ -148,19 +164,25 @@ def _part_eight(
 
 
 @jit
-def _part_slots(cells, order, start, n, stop, at, mask, at_hand, rare_at, places_at):
+def _part_slots(cells, order, start, n, stop, at, mask, at_hand, rare_at, places_at, copies_at):
     """Write the slots of rows ``order[start : start + n]`` to an address, and to another where which are not at hand.
 
-    For these, room for `EIGHT` more is needed. Return how many they are.
+    For these, room for `EIGHT` more is needed. Return how many they are. To ``copies_at``, unless it is 0, is written
+    what rows hold before their hashes.
     """
     cells_at, stride = address_of(cells), cells.shape[1] * 4
-    first = at.hashes * 4 // 64 * 64 if at.n_text == 0 else 0
+    first = at.hashes * 4 // 64 * 64 if at.n_text == 0 and copies_at == 0 else 0
     lines = (stride - first) // 64
     rare, hash_number = np.int64(0), np.int64(0)
     for i in range(start, start + n):
         ahead = cells_at + np.int64(order[min(i + ROWS_AHEAD, stop - 1)]) * stride
         for line in range(lines):
             prefetch(ahead + first + 64 * line)
+        if copies_at != 0:
+            for cell in range(0, at.width * 4, 32):
+                copy_sixteen_bytes(cells_at + np.int64(order[i]) * stride + cell, copies_at + cell)
+                copy_sixteen_bytes(cells_at + np.int64(order[i]) * stride + cell + 16, copies_at + cell + 16)
+            copies_at += at.width * 4
         for part in range(1 + at.n_text):
             hashes, many = hashes_of(cells_at, np.int64(order[i]) * stride, at, part)
             k = 0
@@ -222,6 +244,7 @@ def list_stretches(
     unique,
     places,
     counts,
+    copies,
 ):
     """List the slots of stretches of rows ``order[start:stop]``: as many as there is room for.
 
@@ -244,6 +267,8 @@ def list_stretches(
         after part.
     counts : int64[stretches]
         Set to the number of slots that are listed of each stretch.
+    copies : float32[rows, width]
+        Set to the cells of each row before its hashes, in the order of the rows; of no rows if they are not wanted.
 
     Returns
     -------
@@ -252,18 +277,23 @@ def list_stretches(
     """
     size, found = stretch_rows(cells.shape[1], at, slot_cells), 0
     unique_at, places_at, room = address_of(unique), address_of(places), len(places)
+    copying, copies_at = len(copies) > 0, np.int64(0)
     i, hashes = start, 0
     while i < stop:
         n = min(size, stop - i, batch_size - carried)
         hashes = count_hashes(cells, order, i, n, at)
         if hashes > room or found == len(counts) or words_for(min(hashes, n_slots)) > len(words):
             break
+        if copying:
+            if i - start + n > len(copies):
+                break
+            copies_at = address_of(copies) + (i - start) * at.width * 4
         if number[0] == STRETCHES:
             words[:] = 0
             number[0] = 0
         number[0] += 1
         mask, near = np.uint32(n_slots - 1), np.uint32(at_hand)
-        rare = _part_slots(cells, order, i, n, stop, at, mask, near, unique_at, places_at)
+        rare = _part_slots(cells, order, i, n, stop, at, mask, near, unique_at, places_at, copies_at)
         counts[found] = _list_slots(rare, near, number[0], words, unique_at, places_at)
         unique_at += 4 * counts[found]
         places_at += 4 * hashes

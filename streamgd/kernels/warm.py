@@ -101,7 +101,9 @@ def warm_up(at: Any, hashed: bool, outputs: int = 1, beside: bool = False) -> No
         np.full(models, -1, np.int64),
     )
     if hashed:
-        list_stretches(cells, order, 0, 0, at, 1, 1, 0, 1, 0, none.view(np.uint64), none, nothing, nothing, none)
+        list_stretches(
+            cells, order, 0, 0, at, 1, 1, 0, 1, 0, none.view(np.uint64), none, nothing, nothing, none, rows[:0]
+        )
         strings = none[:0], 0, 0, 0, np.uint32(0), np.uint32(0)
         hash_strings(*strings, nothing)
         plain_hashes(0, 0, np.uint32(0), nothing)

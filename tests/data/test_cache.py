@@ -45,7 +45,7 @@ mapping = pytest.mark.skipif(not _files_are_mapped(), reason="this system does n
 
 
 def table(rows: int = 1500, *, seed: int = 0, texts: bool = True, nulls: float = 0.1) -> pa.Table:
-    """Numbers, a category, a text, weights, and a target with gaps."""
+    """Numbers, a category, a text or eight other categories, weights, and a target with gaps."""
     rng = np.random.default_rng(seed)
     columns: dict[str, Any] = {
         "a": rng.normal(size=rows),
@@ -56,6 +56,8 @@ def table(rows: int = 1500, *, seed: int = 0, texts: bool = True, nulls: float =
     if texts:
         words = np.array(["red", "green", "blue", "grey"])
         columns["t"] = [" ".join(rng.choice(words, rng.integers(0, 6))) for _ in range(rows)]
+    else:
+        columns |= {f"c{k}": [f"v{value}" for value in rng.geometric(0.2, rows)] for k in range(8)}
     y, missing = rng.integers(0, 2, rows), rng.random(rows) < nulls
     y[:2], missing[:2] = (0, 1), False  # both classes are there
     columns["y"] = pa.array(y, mask=missing)

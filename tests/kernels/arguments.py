@@ -59,7 +59,7 @@ def listed(cells, order, start, stop, at, table, batch_size, counters, at_hand=0
     words, number = np.zeros(words_for(len(table)), np.uint64), np.zeros(1, np.int64)
     found, rows, _ = list_stretches(
         *(cells, order, start, stop, at, *table.shape, at_hand, batch_size, int(counters[CARRIED])),
-        *(words, number, unique, places, counts),
+        *(words, number, unique, places, counts, np.zeros((0, at.width), np.float32)),
     )
     assert rows == stop - start
     return unique, places, counts[:found]

@@ -35,7 +35,7 @@ def listed(cells, order, start, stop, at, n_slots, slot_cells, at_hand, batch_si
     words, number = np.zeros(words_for(min(max(hashes, 1), n_slots)), np.uint64), np.zeros(1, np.int64)
     found = list_stretches(
         *(cells, order, start, stop, at, n_slots, slot_cells, at_hand, batch_size, carried),
-        *(words, number, unique, places, counts),
+        *(words, number, unique, places, counts, np.empty((0, at.width), np.float32)),
     )
     return found, unique, places, counts
 
