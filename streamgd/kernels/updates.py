@@ -150,15 +150,19 @@ def update(problem, before, eta, step, spread, gradient, params, a_row, b_row):
     All arrays are float64[p + 1]; ``a_row`` and ``b_row`` are the state. The penalty is of weights times ``spread``,
     which is 0 for the intercept. Return whether all weights are finite.
     """
-    wild, once = False, np.float64(1)
+    # Two loops, and fewer arrays that may overlap, are vector code.
     for j in range(len(params)):
         w, a, b = params[j], a_row[j], b_row[j]
         if problem.rare is not None and problem.optimizer == FTRL and before != eta:
             a = rebased(problem, before, eta, w, a, b)
         w, a, b = advance(problem, eta, step, gradient[j], w, a, b)
-        w = settled(problem, eta, step + 1, problem.l1 * spread[j], problem.l2 * spread[j] ** 2, once, w, a, b)
         params[j], a_row[j] = w, a
-        if problem.rare is not None:  # with fewer arrays that may overlap, this is vector code
+        if problem.rare is not None:
             b_row[j] = b
+    wild, once = False, np.float64(1)
+    for j in range(len(params)):
+        l1, l2 = problem.l1 * spread[j], problem.l2 * spread[j] * spread[j]
+        w = settled(problem, eta, step + 1, l1, l2, once, params[j], a_row[j], b_row[j])
+        params[j] = w
         wild |= not abs(w) < np.inf
     return not wild
