@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 
 from .few import ask_first, bring_slots, few_slots, marks_of, return_slots
-from .gradients import COPIED, OUTPUTS, add_gradient, add_many_gradients, fetch, fetch_near, many_margins, margins
+from .gradients import OUTPUTS, add_gradient, add_many_gradients, fetch, many_margins, margins
 from .intrinsics import address_of, jit, kernel, uint32_at
 from .losses import evaluate, softmax
 from .problem import configured
@@ -169,7 +169,6 @@ def drain(
     c_padded = 1
     if outputs is not None:
         c_padded = -(-len(params) // OUTPUTS) * OUTPUTS
-        near, in_turn = np.empty((tile if at.width <= COPIED else 0, at.width), np.float32), np.arange(tile)
     weights, intercepts = np.zeros((c_padded, at.width), np.float32), np.zeros(c_padded, np.float32)
     tile_sum = np.empty((c_padded, at.width), np.float32)
     room_for = -(-tile // SUMS) * SUMS
@@ -256,14 +255,10 @@ def drain(
         n = min(tile, stop - i, problem.batch_size - counters[CARRIED])
         if table is not None:
             n = min(n, left)
+        fetch(rows, order, i, n, stop, at, y, w)
         if outputs is None:
-            fetch(rows, order, i, n, stop, at, y, w)
             margins(rows, order, i, n, weights[0], intercepts[0], z[0])
-        elif len(near) > 0:
-            fetch_near(rows, order, i, n, stop, at, y, w, near)
-            many_margins(near, in_turn, 0, n, weights, intercepts, z)
         else:
-            fetch(rows, order, i, n, stop, at, y, w)
             many_margins(rows, order, i, n, weights, intercepts, z)
         if table is not None:
             hashes = table_margins(rows, cells, order, i, n, at, factor, outputs, places_at, few, sums, z)
@@ -296,8 +291,6 @@ def drain(
                 carry[c, p] += total(address_of(derivative[c]), whole)
         if outputs is None:
             add_gradient(rows, order, i, n, derivative[0], tile_sum[0], carry[0, :p])
-        elif len(near) > 0:
-            add_many_gradients(near, in_turn, 0, n, derivative, tile_sum, carry[:, :p])
         else:
             add_many_gradients(rows, order, i, n, derivative, tile_sum, carry[:, :p])
         if table is not None:

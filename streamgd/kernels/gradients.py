@@ -11,58 +11,29 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import address_of, copy_sixteen_bytes, float32_at, jit, prefetch
-from .sums import add_four_rows, add_four_rows_twice, add_row, dot, dot_four_rows, dot_four_weights
+from .intrinsics import address_of, float32_at, jit, prefetch
+from .sums import add_four_rows, add_four_rows_twice, add_row, dot, dot_four_rows, dot_four_rows_twice
 
 AHEAD = 64
 _PREFETCHED_BYTES = 512  # of a longer row the hardware fetches the rest by itself
 #: Outputs that are worked on together, so that a row is loaded once for so many.
-OUTPUTS = 4
-#: Rows of at most so many cells are copied side by side if several outputs meet them. Each lies in a page of its own,
-#: and to find it again and again cost 16 models 60 of 190 ns.
-COPIED = 256
-
-
-@jit
-def _lines(rows, at):
-    """Cache lines of a row to ask for."""
-    needed = 4 * (rows.shape[1] if at.n_text > 0 else at.width)  # but for hashes, which are listed
-    return -(-min(needed, _PREFETCHED_BYTES) // 64)
-
-
-@jit
-def _ask_ahead(base, order, i, stop, stride, lines):
-    """Ask for the row that comes `AHEAD` rows after row i of the order."""
-    ahead = base + np.int64(order[min(i + AHEAD, stop - 1)]) * stride
-    for line in range(lines):
-        prefetch(ahead + 64 * line)
+OUTPUTS = 2
 
 
 @jit
 def fetch(rows, order, start, n, stop, at, y, w):
     """Targets and sample weights of rows ``order[start : start + n]``; rows that come later are asked for."""
-    stride, base, lines = rows.shape[1] * 4, address_of(rows), _lines(rows, at)
+    stride, base = rows.shape[1] * 4, address_of(rows)
+    needed = stride if at.n_text > 0 else 4 * at.width  # but for hashes, which are listed
+    lines = -(-min(needed, _PREFETCHED_BYTES) // 64)
     for i in range(n):
-        _ask_ahead(base, order, start + i, stop, stride, lines)
+        ahead = base + np.int64(order[min(start + i + AHEAD, stop - 1)]) * stride
+        for line in range(lines):
+            prefetch(ahead + 64 * line)
         row = base + np.int64(order[start + i]) * stride
         y[i] = float32_at(row, at.y)
         if at.w >= 0:
             w[i] = float32_at(row, at.w)
-
-
-@jit
-def fetch_near(rows, order, start, n, stop, at, y, w, near):
-    """`fetch`, and copy what rows hold before their hashes to ``near`` (float32[>= n, width]), row after row."""
-    stride, base, to, lines = rows.shape[1] * 4, address_of(rows), address_of(near), _lines(rows, at)
-    for i in range(n):
-        _ask_ahead(base, order, start + i, stop, stride, lines)
-        row = base + np.int64(order[start + i]) * stride
-        for cell in range(0, at.width * 4, 16):
-            copy_sixteen_bytes(row + cell, to + cell)
-        y[i] = float32_at(row, at.y)
-        if at.w >= 0:
-            w[i] = float32_at(row, at.w)
-        to += at.width * 4
 
 
 @jit
@@ -109,47 +80,54 @@ def add_gradient(rows, order, start, n, r, tile_sum, total):
 
 @jit
 def many_margins(rows, order, start, n, weights, intercepts, z):
-    """Margins of several outputs: ``weights`` float32[c, width], ``z`` float32[c, tile], c a multiple of `OUTPUTS`."""
+    """Margins of several outputs: ``weights`` float32[c, width], ``z`` float32[c, tile], c a multiple of `OUTPUTS`.
+
+    Four rows meet two outputs at a time, by the additions of `margins`.
+    """
     stride, width = rows.shape[1] * 4, weights.shape[1]
     base, w_base, z_base, z_step = address_of(rows), address_of(weights), address_of(z), z.shape[1] * 4
-    for c in range(0, len(weights), OUTPUTS):
-        w_block, z_block = w_base + c * width * 4, z_base + c * z_step
-        for i in range(0, n - 1, 2):
-            a = base + np.int64(order[start + i]) * stride
-            b = base + np.int64(order[start + i + 1]) * stride
-            dot_four_weights(a, b, w_block, width * 4, width, z_block + i * 4, z_step)
-        if n % 2 == 1:
-            a = base + np.int64(order[start + n - 1]) * stride
-            for k in range(OUTPUTS):
-                z[c + k, n - 1] = dot(a, w_block + k * width * 4, width)
-        for k in range(c, c + OUTPUTS):
-            for i in range(n):
-                z[k, i] += intercepts[k]
+    i = 0
+    while i + 4 <= n:
+        k = start + i
+        a, b = base + np.int64(order[k]) * stride, base + np.int64(order[k + 1]) * stride
+        c, d = base + np.int64(order[k + 2]) * stride, base + np.int64(order[k + 3]) * stride
+        for output in range(0, len(weights), OUTPUTS):
+            of, to = w_base + output * width * 4, z_base + output * z_step + i * 4
+            dot_four_rows_twice(a, b, c, d, of, width * 4, width, to, z_step)
+        i += 4
+    while i < n:
+        a = base + np.int64(order[start + i]) * stride
+        for output in range(len(weights)):
+            z[output, i] = dot(a, w_base + output * width * 4, width)
+        i += 1
+    for output in range(len(weights)):
+        for i in range(n):
+            z[output, i] += intercepts[output]
 
 
 @jit
 def add_many_gradients(rows, order, start, n, r, tile_sum, total):
     """Add sum_i r_ci x_i to ``total`` (float64[outputs, p]); ``r`` is float32[c, tile], ``tile_sum`` float32[c, width].
 
-    Two outputs at a time, by the additions of `add_gradient`.
+    Four rows meet two outputs at a time, by the additions of `add_gradient`.
     """
     width, stride, r_step = tile_sum.shape[1], rows.shape[1] * 4, r.shape[1] * 4
     base, r_base, sum_base = address_of(rows), address_of(r), address_of(tile_sum)
     tile_sum[:] = np.float32(0)
-    for output in range(0, len(tile_sum), 2):
-        factors, sums = r_base + output * r_step, sum_base + output * width * 4
-        i = 0
-        while i + 4 <= n:
-            k = start + i
-            a, b = base + np.int64(order[k]) * stride, base + np.int64(order[k + 1]) * stride
-            c, d = base + np.int64(order[k + 2]) * stride, base + np.int64(order[k + 3]) * stride
-            add_four_rows_twice(a, b, c, d, factors + i * 4, r_step, sums, width * 4, width)
-            i += 4
-        while i < n:
-            row = base + np.int64(order[start + i]) * stride
-            add_row(row, factors + i * 4, sums, width)
-            add_row(row, factors + i * 4 + r_step, sums + width * 4, width)
-            i += 1
+    i = 0
+    while i + 4 <= n:
+        k = start + i
+        a, b = base + np.int64(order[k]) * stride, base + np.int64(order[k + 1]) * stride
+        c, d = base + np.int64(order[k + 2]) * stride, base + np.int64(order[k + 3]) * stride
+        for output in range(0, len(tile_sum), OUTPUTS):
+            factors, sums = r_base + output * r_step + i * 4, sum_base + output * width * 4
+            add_four_rows_twice(a, b, c, d, factors, r_step, sums, width * 4, width)
+        i += 4
+    while i < n:
+        row = base + np.int64(order[start + i]) * stride
+        for output in range(len(tile_sum)):
+            add_row(row, r_base + output * r_step + i * 4, sum_base + output * width * 4, width)
+        i += 1
     for c in range(len(total)):
         for j in range(total.shape[1]):
             total[c, j] += tile_sum[c, j]

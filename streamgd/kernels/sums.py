@@ -103,27 +103,36 @@ def dot_four_rows(typing_context: Any, a: Any, b: Any, c: Any, d: Any, w: Any, n
     return types.void(*[types.int64] * 7), codegen
 
 
-@intrinsic
-def dot_four_weights(typing_context: Any, a: Any, b: Any, w: Any, stride: Any, n: Any, out: Any, step: Any) -> Any:
-    """Write `dot` of two rows with four weights ``stride`` bytes apart to ``out``: two neighbours for each weights.
+def _four_totals_twice(builder: Any, first: list[Any], second: list[Any]) -> Any:
+    """`_total` of two times four vectors at once, as one vector: the same additions."""
 
-    Those of the next weights come ``step`` bytes later.
-    """
+    def added(a: Any, b: Any, low: list[int], high: list[int]) -> Any:
+        return builder.fadd(shuffled(builder, a, b, low), shuffled(builder, a, b, high))
+
+    halves = [
+        added(a, b, [0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])
+        for a, b in zip(first, second, strict=True)
+    ]
+    pairs = [added(a, b, [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]) for a, b in (halves[:2], halves[2:])]
+    return added(pairs[0], pairs[1], [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15])
+
+
+@intrinsic
+def dot_four_rows_twice(
+    typing_context: Any, a: Any, b: Any, c: Any, d: Any, w: Any, stride: Any, n: Any, out: Any, step: Any
+) -> Any:
+    """`dot_four_rows` with two weights ``stride`` bytes apart, whose results are ``step`` bytes apart."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, b, w, stride, n, out, step = args
-        weights = [builder.add(w, builder.mul(stride, _I64(k))) for k in range(4)]
-        sums = _sums(builder, n, [a, b], weights)
-        for row in range(2):
-            found = _four_totals(builder, sums[4 * row : 4 * row + 4])
-            for k in range(4):
-                place = builder.add(out, builder.add(builder.mul(step, _I64(k)), _I64(4 * row)))
-                builder.store(
-                    builder.extract_element(found, _I32(k)), builder.inttoptr(place, _F32.as_pointer()), align=4
-                )
+        w, stride, n, out, step = args[4:]
+        sums = _sums(builder, n, list(args[:4]), [w, builder.add(w, stride)])
+        found = _four_totals_twice(builder, sums[::2], sums[1::2])
+        for place, lanes in ((out, [0, 1, 2, 3]), (builder.add(out, step), [4, 5, 6, 7])):
+            four = shuffled(builder, found, found, lanes)
+            builder.store(four, builder.inttoptr(place, four.type.as_pointer()), align=4)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 7), codegen
+    return types.void(*[types.int64] * 9), codegen
 
 
 def _add_rows(builder: Any, rows: list[Any], factors: list[Any], sums: list[Any], n: Any) -> None:

@@ -15,7 +15,7 @@ from streamgd.features import Layout
 from streamgd.kernels import problem as kernels
 from streamgd.kernels import reference, reference_losses
 from streamgd.kernels.drain import CARRIED, LOSS, ROWS, STEP, WEIGHT, drain, predict
-from streamgd.kernels.gradients import COPIED, OUTPUTS
+from streamgd.kernels.gradients import OUTPUTS
 from streamgd.kernels.slots import TILE_ROWS as TILE
 from streamgd.kernels.slots import tile_rows
 from streamgd.kernels.tables import average_table
@@ -281,18 +281,6 @@ def cuts_of(draw, n):
 def run_in_pieces(problem, state, cuts, last=False, *, kernel=drain):
     for start, stop in pairwise([0, *cuts, problem.n]):
         assert problem.run(state, start, stop, last and stop == problem.n and start < stop, kernel=kernel) == -1
-
-
-@pytest.mark.parametrize("p", [COPIED - 8, COPIED + 8])
-def test_rows_that_are_copied_for_several_outputs_and_such_that_are_not(p):
-    rng = np.random.default_rng(0)
-    rows, layout = make_rows(rng, 200, p, LOSSES["log_loss"], weighted=True)
-    rows[:, layout.y_cell] = rng.integers(0, 3, len(rows))
-    problem = Problem(rows, everything(rng, 200), layout, 64, LOSSES["log_loss"], eta0=0.2 / p, outputs=3)
-    found = problem.start(rng)
-    expected = found.copy()
-    assert problem.run(found) == problem.run(expected, kernel=reference.drain) == -1
-    assert_same_within_rounding(problem, found, expected)
 
 
 @settings(deadline=None, max_examples=150)
