@@ -106,7 +106,7 @@ class Job:
         if self.encoder.dictionaries.order is None or not self.config.method.rests:
             return 0
         hashes = self.batch_rows * (self.encoder.layout.n_index + self.scales.words)
-        return int(min(len(self.scales.common), AT_HAND, hashes // HASHES_A_SLOT))
+        return int(min(len(self.scales.common), self.encoder.spec.n_slots, AT_HAND, hashes // HASHES_A_SLOT))
 
     @cached_property
     def problem(self) -> Problem:

@@ -26,6 +26,7 @@ from .features import PAIRS, Column
 from .kernels.slots import LISTED_HASHES, LISTED_STRETCHES, LISTS_AHEAD, TILE_ROWS, TOGETHER_CELLS, copied_rows
 from .memory import Limit, default_memory_limit, format_bytes, job_limit, parse_bytes
 from .model import Model
+from .slotorder import AT_HAND
 
 #: A process that has imported everything and has all kernels, and what its allocators keep: 310 MB where a child
 #: compiles them (`streamgd.compiling`), 380 to 440 where there can be none; 35 less where pandas is not installed.
@@ -199,12 +200,12 @@ def _value_bytes(manifest: Manifest, column: Column) -> int:
     return column.size * (-(-bit_width(kind) // 8) + levels)
 
 
-def listed_bytes(encoder: Encoder, text_bytes: int, times: int = 1) -> int:
+def listed_bytes(encoder: Encoder, table: Table, text_bytes: int, times: int = 1) -> int:
     """Bytes of what is listed at a time, of each hash a slot and its place, and of copies of rows and slots."""
     tile = TILE_ROWS * (encoder.layout.n_index + text_bytes // 4)
     listed = max(LISTED_HASHES, 2 * tile) + LISTED_STRETCHES  # texts may be longer than a sample of them
     copied = copied_rows(encoder.layout, listed) * (4 * encoder.layout.width + 4)
-    return times * (8 * listed + copied) + 4 * TOGETHER_CELLS
+    return times * (8 * listed + copied) + 4 * (TOGETHER_CELLS + AT_HAND * table.cells)
 
 
 def footer_bytes(manifest: Manifest) -> int:
@@ -264,7 +265,8 @@ def plan_memory(
     least = min(total, LEAST_WINDOW_ROWS, wanted)
     base = BASE_BYTES + 80 * encoder.spec.n_features * table.outputs
     if table.slots:
-        base += listed_bytes(encoder, text_bytes, 1 + LISTS_AHEAD)  # some are listed while others are learned from
+        # Some are listed while others are learned from.
+        base += listed_bytes(encoder, table, text_bytes, 1 + LISTS_AHEAD)
     compiled = HASHED_BYTES if any(column.group != "dense" for column in encoder.spec.columns) else 0
     reader = reader_bytes(manifest, encoder)
     decode, held = reader + footer_bytes(manifest), 0
@@ -312,7 +314,7 @@ def plan_memory(
     left = limit - (base if bound is None else process) - windows(rows) - waiting(rows) - decode
     each = decode + table.copy(slots) + thread_bytes(bound)
     if table.slots and table.partitions > 1:
-        each += listed_bytes(encoder, text_bytes)
+        each += listed_bytes(encoder, table, text_bytes)
     threads = min(n_jobs, 1 + max(0, left // each))
     return MemoryPlan(
         limit,

@@ -126,6 +126,14 @@ def test_slots_at_hand_are_pulled_by_the_penalty_in_each_step(
     assert np.array_equal(*found) == (alpha == 0.0 or optimizer == "ftrl")  # whose weights follow from sums alone
 
 
+def test_no_more_slots_are_at_hand_than_there_are(write: Write) -> None:
+    path = write(table_of(3000), row_group_rows=250)
+    clf = sg.SGDClassifier(drop="at", hash_bits=5, batch_size=1000, epochs=2)
+    prepared, _ = job.prepare(as_source(path), "y", clf._config())
+    assert prepared.at_hand == 32 < len(prepared.scales.common)
+    assert 0.5 < clf.fit(path, "y").score(path, "y") < 1
+
+
 @pytest.mark.parametrize("optimizer", ["momentum", "nesterov", "rmsprop", "adam"])
 def test_no_slots_are_at_hand_where_each_step_changes_them(write: Write, optimizer: str) -> None:
     path = write(table_of(3000), row_group_rows=250)
