@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -125,6 +126,45 @@ def test_each_error_is_raised_somewhere() -> None:
     source = "\n".join(path.read_text() for path in MODULES if path.name != "errors.py")
     bases = {base for kind in ERRORS for base in kind.__mro__[1:]}
     assert [kind.__name__ for kind in ERRORS if kind not in bases and kind.__name__ not in source] == []
+
+
+def _let_go(function: ast.FunctionDef) -> list[str]:
+    """Arrays that a function makes, and whose addresses it goes on to use where none of their names stands any more."""
+    made: dict[str, int] = {}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call | ast.Tuple):
+            targets = node.targets[0].elts if isinstance(node.targets[0], ast.Tuple) else node.targets
+            values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+            for target, value in zip(targets, values, strict=False):
+                if isinstance(target, ast.Name) and ast.unparse(value).startswith("np."):
+                    made[target.id] = min(node.lineno, made.get(target.id, node.lineno))
+    loops = [node for node in ast.walk(function) if isinstance(node, ast.For | ast.While)]
+    kept = {ast.unparse(node.args[0]) for node in ast.walk(function) if _calls(node, "keep")}
+    found = []
+    for node in ast.walk(function):
+        if _calls(node, "address_of"):
+            name = ast.unparse(node.args[0]).split("[")[0]
+            begins = [loop.lineno for loop in loops if loop.lineno <= node.lineno <= (loop.end_lineno or 0)]
+            if name in made and name not in kept and not any(made[name] < begin for begin in begins):
+                found.append(f"{function.name}: {name}")
+    return found
+
+
+def _calls(node: ast.AST, name: str) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
+
+
+def test_kernels_keep_the_arrays_whose_addresses_they_use():
+    """Numba frees an array where its name stands last; another thread may then write where it was."""
+    bad = "def f():\n    a, b = np.empty(3), 1\n    at = address_of(a[1])\n    for i in b:\n        g(at)\n"
+    for end, expected in (("    keep(b)", ["f: a"]), ("    keep(a)", [])):
+        (function,) = ast.parse(bad + end).body
+        assert isinstance(function, ast.FunctionDef)
+        assert _let_go(function) == expected
+    for path in (PACKAGE / "kernels").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert not _let_go(node), path.name
 
 
 def test_kernels_take_addresses_as_signed_numbers():

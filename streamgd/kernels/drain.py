@@ -18,7 +18,7 @@ import numpy as np
 
 from .few import ask_first, bring_slots, few_slots, marks_of, return_slots
 from .gradients import OUTPUTS, add_gradient, add_many_gradients, fetch, many_margins, margins
-from .intrinsics import address_of, jit, kernel, uint32_at
+from .intrinsics import address_of, jit, keep, kernel, uint32_at
 from .losses import evaluate, softmax
 from .problem import configured
 from .slots import hashes_of, stretch_rows, tile_rows
@@ -308,6 +308,7 @@ def drain(
         i += n
     if table is not None:
         return_slots(table, address_of(first_slots), at_hand, few, np.int64(0), outputs)
+        keep(first_slots)
 
 
 @kernel

@@ -78,6 +78,19 @@ def address_of(array):
 
 
 @intrinsic
+def keep(typing_context: Any, array: Any) -> Any:
+    """Let an array that a kernel has made live up to here, and not only to where its name stands last.
+
+    There Numba frees it, whoever has its address. What stands in a loop lives as long as the loop.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.get_dummy_value()
+
+    return types.void(array), codegen
+
+
+@intrinsic
 def prefetch(typing_context: Any, address: Any) -> Any:
     """Ask the second cache for the line at an address (int64); a hint that never faults.
 

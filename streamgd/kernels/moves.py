@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import address_of, eight_bytes_at, jit, kernel, ones, put_uint32, uint32_at
+from .intrinsics import address_of, eight_bytes_at, jit, keep, kernel, ones, put_uint32, uint32_at
 
 #: Hashes that are looked up together.
 _TOGETHER = 1024
@@ -75,3 +75,4 @@ def find_places(hashes, mask, field, places):
             word = field_at + 16 * np.int64(slot >> _WORD)
             number = eight_bytes_at(word + 8) + _before(eight_bytes_at(word), np.uint64(slot & _BIT))
             put_uint32(at, 0, uint32_at(places_at, np.int64(number)))
+    keep(listed)

@@ -39,29 +39,6 @@ class Problem(NamedTuple):
         return [*self.optimizer_args, *self.schedule_args, self.l1, self.l2, self.clip_norm]
 
 
-@strict
-def in_single_precision(problem):
-    """The same in float32, for steps of weights that are."""
-    a, b, c = problem.optimizer_args
-    p, q, r, s = problem.schedule_args
-    return Problem(
-        problem.rare,
-        problem.loss,
-        problem.loss_args,
-        problem.optimizer,
-        (np.float32(a), np.float32(b), np.float32(c)),  # type: ignore[arg-type]
-        problem.slots,
-        problem.schedule,
-        (p, q, r, s),
-        np.float32(problem.l1),  # type: ignore[arg-type]
-        np.float32(problem.l2),  # type: ignore[arg-type]
-        problem.clip_norm,
-        problem.fit_intercept,
-        problem.batch_size,
-        problem.at_hand,
-    )
-
-
 #: Numbers that `Problem.settings` gives.
 SETTINGS = 10
 
@@ -77,18 +54,31 @@ def configured(problem, settings, model):
     if settings is None:
         return problem
     s = settings[model]
+    return _with(problem, (s[0], s[1], s[2]), (s[3], s[4], s[5], s[6]), s[7], s[8], s[9])
+
+
+@strict
+def in_single_precision(problem):
+    """The same in float32, for steps of weights that are."""
+    a, b, c = problem.optimizer_args
+    args, l1, l2 = (np.float32(a), np.float32(b), np.float32(c)), np.float32(problem.l1), np.float32(problem.l2)
+    return _with(problem, args, problem.schedule_args, l1, l2, problem.clip_norm)
+
+
+@strict
+def _with(problem, optimizer_args, schedule_args, l1, l2, clip_norm):
     return Problem(
         problem.rare,
         problem.loss,
         problem.loss_args,
         problem.optimizer,
-        (s[0], s[1], s[2]),
+        optimizer_args,
         problem.slots,
         problem.schedule,
-        (s[3], s[4], s[5], s[6]),
-        s[7],
-        s[8],
-        s[9],
+        schedule_args,
+        l1,
+        l2,
+        clip_norm,
         problem.fit_intercept,
         problem.batch_size,
         problem.at_hand,

@@ -43,7 +43,6 @@ from .intrinsics import (
 
 #: Hashes that are worked on together.
 EIGHT = 8
-
 #: Rows whose hashes are asked for early.
 ROWS_AHEAD = 64
 #: Rows of a tile: their margins are computed together, and they stay in the cache for the gradient.
