@@ -37,15 +37,24 @@ def fetch(rows, order, start, n, stop, at, y, w):
 
 
 @jit
+def _four_rows(base, order, i, stride):
+    """Addresses of rows i to i + 3 of the order."""
+    return (
+        base + np.int64(order[i]) * stride,
+        base + np.int64(order[i + 1]) * stride,
+        base + np.int64(order[i + 2]) * stride,
+        base + np.int64(order[i + 3]) * stride,
+    )
+
+
+@jit
 def margins(rows, order, start, n, weights, intercept, z):
     """Margins of rows ``order[start : start + n]``."""
     stride, width = rows.shape[1] * 4, len(weights)
     base, w_base, z_base = address_of(rows), address_of(weights), address_of(z)
     i = 0
     while i + 4 <= n:
-        k = start + i
-        a, b = base + np.int64(order[k]) * stride, base + np.int64(order[k + 1]) * stride
-        c, d = base + np.int64(order[k + 2]) * stride, base + np.int64(order[k + 3]) * stride
+        a, b, c, d = _four_rows(base, order, start + i, stride)
         dot_four_rows(a, b, c, d, w_base, width, z_base + i * 4)
         i += 4
     while i < n:
@@ -66,9 +75,7 @@ def add_gradient(rows, order, start, n, r, tile_sum, total):
     tile_sum[:] = np.float32(0)
     i = 0
     while i + 4 <= n:
-        k = start + i
-        a, b = base + np.int64(order[k]) * stride, base + np.int64(order[k + 1]) * stride
-        c, d = base + np.int64(order[k + 2]) * stride, base + np.int64(order[k + 3]) * stride
+        a, b, c, d = _four_rows(base, order, start + i, stride)
         add_four_rows(a, b, c, d, r_base + i * 4, sum_base, width)
         i += 4
     while i < n:
@@ -88,9 +95,7 @@ def many_margins(rows, order, start, n, weights, intercepts, z):
     base, w_base, z_base, z_step = address_of(rows), address_of(weights), address_of(z), z.shape[1] * 4
     i = 0
     while i + 4 <= n:
-        k = start + i
-        a, b = base + np.int64(order[k]) * stride, base + np.int64(order[k + 1]) * stride
-        c, d = base + np.int64(order[k + 2]) * stride, base + np.int64(order[k + 3]) * stride
+        a, b, c, d = _four_rows(base, order, start + i, stride)
         for output in range(0, len(weights), OUTPUTS):
             of, to = w_base + output * width * 4, z_base + output * z_step + i * 4
             dot_four_rows_twice(a, b, c, d, of, width * 4, width, to, z_step)
@@ -116,9 +121,7 @@ def add_many_gradients(rows, order, start, n, r, tile_sum, total):
     tile_sum[:] = np.float32(0)
     i = 0
     while i + 4 <= n:
-        k = start + i
-        a, b = base + np.int64(order[k]) * stride, base + np.int64(order[k + 1]) * stride
-        c, d = base + np.int64(order[k + 2]) * stride, base + np.int64(order[k + 3]) * stride
+        a, b, c, d = _four_rows(base, order, start + i, stride)
         for output in range(0, len(tile_sum), OUTPUTS):
             factors, sums = r_base + output * r_step + i * 4, sum_base + output * width * 4
             add_four_rows_twice(a, b, c, d, factors, r_step, sums, width * 4, width)

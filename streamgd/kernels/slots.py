@@ -177,13 +177,13 @@ def _part_slots(cells, order, start, n, stop, at, mask, at_hand, rare_at, places
         ahead = cells_at + np.int64(order[min(i + ROWS_AHEAD, stop - 1)]) * stride
         for line in range(lines):
             prefetch(ahead + first + 64 * line)
+        row = np.int64(order[i]) * stride
         if copies_at != 0:
-            for cell in range(0, at.width * 4, 32):
-                copy_sixteen_bytes(cells_at + np.int64(order[i]) * stride + cell, copies_at + cell)
-                copy_sixteen_bytes(cells_at + np.int64(order[i]) * stride + cell + 16, copies_at + cell + 16)
+            for cell in range(0, at.width * 4, 16):
+                copy_sixteen_bytes(cells_at + row + cell, copies_at + cell)
             copies_at += at.width * 4
         for part in range(1 + at.n_text):
-            hashes, many = hashes_of(cells_at, np.int64(order[i]) * stride, at, part)
+            hashes, many = hashes_of(cells_at, row, at, part)
             k = 0
             while k + EIGHT <= many:
                 to, found_at = places_at + 4 * (hash_number + k), rare_at + 4 * rare
