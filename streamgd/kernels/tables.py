@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import address_of, float32_at, jit, kernel, strict, uint32_at
+from .few import bring_slots, few_slots, marks_of
+from .intrinsics import address_of, float32_at, jit, keep, kernel, strict, uint32_at
 from .problem import configured, in_single_precision
 from .slots import hashes_of
 from .updates import FTRL, advance, learning_rate, rebased, settled
@@ -135,9 +136,7 @@ def settle_slots(problem, settings, paces, few, few_marks, begin, end, step, out
                     _gather(few, first, m, c, outputs, slots, w, a, b)
                     _settle(one, eta, step, m, marks, w, a, b)
                     _scatter(few, first, m, c, outputs, slots, w, a, b)
-    mark = np.int32(np.uint32(step + 1))
-    for k in range(begin, end):
-        few_marks[k] = mark
+    few_marks[begin:end] = np.int32(np.uint32(step + 1))
 
 
 @strict
@@ -283,14 +282,27 @@ def update_slots(problem, settings, paces, few, begin, end, step, outputs, room)
                 _scatter(few, first, m, c, outputs, slots, w, a, b)
 
 
-@kernel
-def average_table(problem, table, marks, counters, outputs, output, share, average):
-    """Let the weights of all slots, with the penalty caught up, enter ``average`` (float32[slots, outputs]).
+@strict
+def _average_single(problem, eta, step, table, share, average):
+    """`average_table` of one output, whose average is float32[slots]: as vector code, for those never touched, too."""
+    few = few_slots(ROOM, table.shape[1], None)
+    few_marks, numbers = marks_of(few, table.shape[1], None), np.empty(ROOM, np.uint32)
+    w, a, b = _rows_of(few, 0, problem.slots)
+    for first in range(0, len(table), ROOM):
+        n = min(ROOM, len(table) - first)
+        for k in range(n):
+            numbers[k] = first + k
+        bring_slots(table, address_of(numbers), n, np.int64(0), few, np.int64(0), None)  # neighbours come unasked
+        _settle(problem, eta, step, n, few_marks, w, a, b)
+        some = average[first : first + n]
+        for k in range(n):
+            some[k] = np.float32(some[k] + share * (w[k] - some[k]))
+    keep(numbers)
 
-    Of one output, or of those from ``output`` on that ``average`` has room for.
-    """
-    step, last, slots = counters[STEP], marks.shape[1] - 1, problem.slots
-    eta = learning_rate(problem.schedule, problem.schedule_args, step)
+
+@strict
+def _average_several(problem, eta, step, table, marks, outputs, output, share, average):
+    last, slots = marks.shape[1] - 1, problem.slots
     picked, mark, room = np.empty(ROOM, np.int64), np.empty(ROOM, np.int32), np.zeros((3, ROOM), np.float32)
     w, a, b = room[0], room[1], room[2]
     for first in range(0, len(table), ROOM):
@@ -309,3 +321,18 @@ def average_table(problem, table, marks, counters, outputs, output, share, avera
             for i in range(n):
                 before = average[picked[i], c]
                 average[picked[i], c] = np.float32(before + share * (w[i] - before))
+
+
+@kernel
+def average_table(problem, table, marks, counters, outputs, output, share, average):
+    """Let the weights of all slots, with the penalty caught up, enter ``average`` (float32[slots, outputs]).
+
+    Of one output, or of those from ``output`` on that ``average`` has room for. Slots that were never touched have
+    weights of 0, and so have their averages.
+    """
+    step = counters[STEP]
+    eta = learning_rate(problem.schedule, problem.schedule_args, step)
+    if outputs == 1:
+        _average_single(problem, eta, step, table, share, average.reshape(-1))
+    else:
+        _average_several(problem, eta, step, table, marks, outputs, output, share, average)

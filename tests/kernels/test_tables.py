@@ -227,14 +227,40 @@ def test_without_a_penalty_weights_are_read_as_they_are(optimizer):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_weights_enter_an_average_by_their_share_and_slots_never_met_do_not(share):
+def test_weights_enter_an_average_by_their_share(share):
     run = Run.of(OPTIMIZERS["adagrad"], l2=0.1)
     run.learn([3, 5, 3], [1.0, 2.0, 1.0])
-    average = np.full((SLOTS, 1), 4, np.float32)
+    average = np.zeros((SLOTS, 1), np.float32)
+    average[[3, 5]] = 4.0
     average_table(run.problem, run.table, run.table.view(np.int32), run.counters, 1, 0, share, average)
-    expected = np.full((SLOTS, 1), 4.0)
-    expected[[3, 5]] += share * (run.weights()[[3, 5]] - 4.0)
+    expected = np.zeros((SLOTS, 1))
+    expected[[3, 5]] = 4.0 + share * (run.weights()[[3, 5]] - 4.0)
     np.testing.assert_allclose(average, expected, rtol=1e-6)
+
+
+@every_optimizer
+@pytest.mark.parametrize("slots", [1000, 1 << 17])
+def test_an_average_has_the_same_bits_alone_and_side_by_side(optimizer, slots):
+    """That of one output is vector code, that of one of several is not."""
+    rng = np.random.default_rng(0)
+    run, kept = Run.of(optimizer, l1=1e-3, l2=1e-3), 1 + optimizer.slots
+    counters, cells = np.array([500, 0, 0, 0]), -(-(kept + 2) // 4) * 4
+    tables = [rng.uniform(0.1, 1.0, (slots, cells)).astype(np.float32) for _ in range(3)]
+    marks = np.where(rng.random(slots) < 0.3, 0, rng.integers(1, 501, slots))
+    together = np.zeros((slots, -(-(3 * (kept + 1) + 1) // 4) * 4), np.float32)
+    for output, table in enumerate(tables):
+        table[marks == 0] = 0
+        table.view(np.int32)[:, -1] = marks
+        together[:, output : 3 * kept : 3] = table[:, :kept]
+    together.view(np.int32)[:, -1] = marks
+    averages, both = np.zeros((3, slots, 1), np.float32), np.zeros((slots, 3), np.float32)
+    for share in (1.0, 0.9, 9 / 11):
+        average_table(run.problem, together, together.view(np.int32), counters, 3, 0, share, both)
+        for table, average in zip(tables, averages, strict=True):
+            average_table(run.problem, table, table.view(np.int32), counters, 1, 0, share, average)
+            table[marks != 0, 0] += np.float32(0.125)
+        together[marks != 0, :3] += np.float32(0.125)
+    assert both.any() and both.tobytes() == np.ascontiguousarray(averages[:, :, 0].T).tobytes()
 
 
 def test_only_the_lower_bits_of_a_hash_count_and_features_of_one_slot_add_up():
