@@ -95,7 +95,7 @@ def test_parts_are_joined_in_one_fixed_tree(executor: Executor) -> None:
 )
 def test_threads_never_change_a_weight(write: Write, optimizer: str, partitions: int) -> None:
     """Nor does a cache; but the number of partitions does."""
-    path = write(mixed(1200), shards=2, row_group_rows=60)
+    path = write(mixed(840), shards=2, row_group_rows=60)
     options: dict[str, Any] = {"optimizer": optimizer, "text": ("t",), "window_rows": 150, "partitions": partitions}
     found = {
         fit(path, n_jobs=n_jobs, cache=cache, **options).model.sha256()

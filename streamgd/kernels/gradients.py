@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import address_of, float32_at, jit, prefetch
-from .sums import add_four_rows, add_four_rows_twice, add_row, dot, dot_four_rows, dot_four_rows_twice
+from .intrinsics import address_of, float32_at, jit, keep, prefetch
+from .sums import add_four_rows, add_row, add_rows_twice, dot, dot_four_rows, dot_four_rows_twice
 
 AHEAD = 64
 _PREFETCHED_BYTES = 512  # of a longer row the hardware fetches the rest by itself
 #: Outputs that are worked on together, so that a row is loaded once for so many.
 OUTPUTS = 2
+#: Rows whose gradients of all outputs are added before those of the next.
+ROWS = 64
 
 
 @jit
@@ -114,23 +116,20 @@ def many_margins(rows, order, start, n, weights, intercepts, z):
 def add_many_gradients(rows, order, start, n, r, tile_sum, total):
     """Add sum_i r_ci x_i to ``total`` (float64[outputs, p]); ``r`` is float32[c, tile], ``tile_sum`` float32[c, width].
 
-    Four rows meet two outputs at a time, by the additions of `add_gradient`.
+    Some rows, which stay in the cache, meet two outputs at a time, by the additions of `add_gradient`.
     """
     width, stride, r_step = tile_sum.shape[1], rows.shape[1] * 4, r.shape[1] * 4
     base, r_base, sum_base = address_of(rows), address_of(r), address_of(tile_sum)
+    places = np.empty(ROWS, np.int64)
     tile_sum[:] = np.float32(0)
-    i = 0
-    while i + 4 <= n:
-        a, b, c, d = _four_rows(base, order, start + i, stride)
+    for first in range(0, n, ROWS):
+        m = min(ROWS, n - first)
+        for i in range(m):
+            places[i] = base + np.int64(order[start + first + i]) * stride
         for output in range(0, len(tile_sum), OUTPUTS):
-            factors, sums = r_base + output * r_step + i * 4, sum_base + output * width * 4
-            add_four_rows_twice(a, b, c, d, factors, r_step, sums, width * 4, width)
-        i += 4
-    while i < n:
-        row = base + np.int64(order[start + i]) * stride
-        for output in range(len(tile_sum)):
-            add_row(row, r_base + output * r_step + i * 4, sum_base + output * width * 4, width)
-        i += 1
+            factors, sums = r_base + output * r_step + first * 4, sum_base + output * width * 4
+            add_rows_twice(address_of(places), m, factors, r_step, sums, width * 4, width)
+    keep(places)
     for c in range(len(total)):
         for j in range(total.shape[1]):
             total[c, j] += tile_sum[c, j]

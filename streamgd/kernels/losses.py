@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .intrinsics import float_from_bits, fma, strict
+from .intrinsics import float_from_bits, fma, larger, strict
 
 LOG_LOSS, SQUARED_ERROR, HINGE, SQUARED_HINGE, MODIFIED_HUBER, PERCEPTRON = range(6)
 HUBER, EPSILON_INSENSITIVE, QUANTILE, POISSON = range(6, 10)
@@ -221,7 +221,7 @@ def softmax(z, y, n, value, total, derivative):
         total[i] = 0
     for c in range(1, len(z)):
         for i in range(n):
-            value[i] = max(value[i], z[c, i])
+            value[i] = larger(z[c, i], value[i])
     for c in range(len(z)):
         for i in range(n):
             derivative[c, i] = exp_negative(z[c, i] - value[i])

@@ -13,6 +13,8 @@ from .intrinsics import fused, number_at, shuffled, splat
 _F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 SUMS = 8  # partial sums of a dot product, one a lane
 _SUMS = ir.VectorType(_F32, SUMS)
+#: Cells of two sums that stay in registers.
+BLOCK = 32
 
 
 def _sums(builder: Any, n: Any, rows: list[Any], weights: list[Any]) -> list[Any]:
@@ -183,15 +185,75 @@ def add_four_rows(typing_context: Any, a: Any, b: Any, c: Any, d: Any, factors: 
 
 
 @intrinsic
-def add_four_rows_twice(
-    typing_context: Any, a: Any, b: Any, c: Any, d: Any, factors: Any, step: Any, out: Any, stride: Any, n: Any
+def add_rows_twice(
+    typing_context: Any, places: Any, rows: Any, factors: Any, step: Any, out: Any, stride: Any, n: Any
 ) -> Any:
-    """`add_four_rows` for two outputs, whose factors are ``step`` bytes apart and whose sums ``stride`` bytes."""
+    """`add_row` of rows after each other, for two outputs, whose sums stay in registers.
+
+    At ``places`` are the addresses of the rows, as int64. The factors of an output are side by side, those of the other
+    ``step`` bytes behind; sums are ``stride`` bytes apart.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        factors, step, out, stride, n = args[4:]
-        both = [factors, builder.add(factors, step)], [out, builder.add(out, stride)]
-        _add_rows(builder, list(args[:4]), *both, n)
+        places, rows, factors, step, out, stride, n = args
+        factors, sums = [factors, builder.add(factors, step)], [out, builder.add(out, stride)]
+        most = BLOCK // SUMS
+        whole = builder.and_(n, _I64(-BLOCK))
+        _for_each(builder, _I64(0), whole, BLOCK, lambda j: _add_block(builder, places, rows, factors, sums, j, most))
+        _for_each(builder, whole, n, SUMS, lambda j: _add_block(builder, places, rows, factors, sums, j, 1))
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 9), codegen
+    return types.void(*[types.int64] * 7), codegen
+
+
+def _for_each(builder: Any, first: Any, end: Any, step: int, body_of: Any) -> None:
+    """A loop over ``first``, ``first + step`` and so on, below ``end``."""
+    before = builder.block
+    head, body, after = (builder.append_basic_block(name) for name in ("each", "each_body", "each_end"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    j = builder.phi(_I64)
+    j.add_incoming(first, before)
+    builder.cbranch(builder.icmp_signed("<", j, end), body, after)
+    builder.position_at_end(body)
+    body_of(j)
+    j.add_incoming(builder.add(j, _I64(step)), builder.block)
+    builder.branch(head)
+    builder.position_at_end(after)
+
+
+def _add_block(
+    builder: Any, places: Any, rows: Any, factors: list[Any], sums: list[Any], first: Any, vectors: int
+) -> None:
+    """Add factor times row, of so many vectors from cell ``first`` on, for each row to each sum."""
+    skip = builder.mul(first, _I64(4))
+
+    def at(address: Any, k: int) -> Any:
+        place = builder.add(builder.add(address, skip), _I64(4 * SUMS * k))
+        return builder.inttoptr(place, _SUMS.as_pointer())
+
+    start = [[builder.load(at(one, k), align=4) for k in range(vectors)] for one in sums]
+    before = builder.block
+    head, body, after = (builder.append_basic_block(name) for name in ("rows", "rows_body", "rows_end"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    i = builder.phi(_I64)
+    i.add_incoming(_I64(0), before)
+    values = [[builder.phi(_SUMS) for _ in some] for some in start]
+    for some, begun in zip(values, start, strict=True):
+        for value, one in zip(some, begun, strict=True):
+            value.add_incoming(one, before)
+    builder.cbranch(builder.icmp_signed("<", i, rows), body, after)
+    builder.position_at_end(body)
+    row = number_at(builder, _I64, places, i, size=8, align=8)
+    x = [builder.load(at(row, k), align=4) for k in range(vectors)]
+    for some, factor in zip(values, factors, strict=True):
+        spread = splat(builder, number_at(builder, _F32, factor, i), SUMS)
+        for value, cells in zip(some, x, strict=True):
+            value.add_incoming(fused(builder, _SUMS, spread, cells, value), body)
+    i.add_incoming(builder.add(i, _I64(1)), body)
+    builder.branch(head)
+    builder.position_at_end(after)
+    for some, one in zip(values, sums, strict=True):
+        for k, value in enumerate(some):
+            builder.store(value, at(one, k), align=4)

@@ -122,7 +122,7 @@ def test_nobody_may_wait_for_the_rest(client: Client) -> None:
     ids=["texts", "ftrl", "polished", "lbfgs"],
 )
 def test_a_cluster_never_changes_a_weight(write: Write, client: Client, options: dict[str, Any]) -> None:
-    path = write(mixed(1500), shards=3, row_group_rows=50)
+    path = write(mixed(900), shards=3, row_group_rows=50)
     here, there = fit(path, **options), fit(path, Dask(client), **options)
     assert here.model.sha256() == there.model.sha256()
     assert (here.rows, here.steps, here.skipped_rows) == (there.rows, there.steps, there.skipped_rows)

@@ -225,7 +225,7 @@ def test_what_is_damaged_is_what_arrow_makes_of_it(
         except DataError as error:
             return str(error)
 
-    for _ in range(150):
+    for _ in range(80):
         damaged = bytearray(whole)
         for place in rng.integers(4, footer, rng.integers(1, 4)):
             damaged[place] ^= 1 << rng.integers(8)

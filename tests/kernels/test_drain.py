@@ -283,7 +283,7 @@ def run_in_pieces(problem, state, cuts, last=False, *, kernel=drain):
         assert problem.run(state, start, stop, last and stop == problem.n and start < stop, kernel=kernel) == -1
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(problem=problems(), seed=seeds, last=st.booleans(), data=st.data())
 def test_equals_its_twin(problem, seed, last, data):
     """Whatever the rows, their order, weights, mini-batches and methods, and in how many calls."""
@@ -360,7 +360,7 @@ def together(problem, variants, states):
     )
 
 
-@settings(deadline=None, max_examples=70)
+@settings(deadline=None, max_examples=45)
 @given(problem=problems(), seed=seeds, k=st.integers(2, 9), last=st.booleans(), data=st.data())
 def test_models_side_by_side_get_the_bits_that_each_gets_alone(problem, seed, k, last, data):
     rng = np.random.default_rng(seed)
