@@ -30,7 +30,7 @@ from .kernels.combine import combine_dense, combine_tables
 from .kernels.drain import ROWS, STEP
 from .listing import Lister
 from .state import RoundProgress, State
-from .steps import Learners, Moment, learn
+from .steps import Calls, Learners, Moment, learn
 
 #: Rounds of the first epoch, at most; each epoch has half as many as the one before.
 FIRST_ROUNDS = 32
@@ -288,7 +288,7 @@ class Round:
             )
             for window in stream:
                 ends = replace(window, last=window.index == last - 1)  # a mini-batch ends with its round
-                for _ in learn(learners, lister, ends, times, max(1, len(window.order))):
+                for _ in learn(learners, lister, ends, times, Calls(plan.capacity, plan.capacity)):
                     pass
                 skipped += window.skipped + window.lost
         return Part(learners.state.leaving(), skipped, times, partition.source.left_out)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .data.shuffle import Plan
 from .data.stream import START, Position, Times, Window, WindowStream
 from .data.threads import Beside
 from .errors import TrainingDiverged
@@ -21,6 +22,43 @@ from .state import SNAPSHOTS, State
 
 #: Cells of encoded rows that one call of the kernel takes; between calls progress is told and Ctrl-C is heard.
 CELLS_PER_CALL = 1 << 22
+
+
+class Calls(NamedTuple):
+    """Where calls of the kernel end in a window, and after which of them weights enter their average.
+
+    Attributes
+    ----------
+    rows : int
+        A call ends after so many rows of a window, and with it.
+    snapshot : int
+        Weights enter their average after so many, which are some whole calls, ...
+    windows : int
+        ... and at the end of every so many windows, and of an epoch.
+    """
+
+    rows: int
+    snapshot: int
+    windows: int = 1
+
+    @classmethod
+    def of(cls, job: Job, plan: Plan) -> Calls:
+        """Those of a job, which takes about `SNAPSHOTS` an epoch, however long its windows are."""
+        most = max(1, CELLS_PER_CALL // job.encoder.layout.stride)
+        snapshot = max(1, -(-plan.capacity // max(1, SNAPSHOTS // plan.n_windows)))
+        calls = -(-snapshot // most)
+        rows = -(-snapshot // calls)
+        return cls(rows, rows * calls, max(1, plan.n_windows // SNAPSHOTS))
+
+    def end(self, window: Window, row: int) -> int:
+        """Where the call ends that takes a row of a window."""
+        return min(len(window.order), (row // self.rows + 1) * self.rows)
+
+    def are_averaged(self, window: Window, row: int) -> bool:
+        """Whether weights enter their average before a row of a window, or at its end."""
+        if row < len(window.order):
+            return row % self.snapshot == 0
+        return window.last or (window.index + 1) % self.windows == 0
 
 
 @dataclass
@@ -47,7 +85,7 @@ def advance_in_windows(
     learners: Learners, feed: Feed, times: Times, keeper: Keeper, start: Position = START, epochs: int = 0
 ) -> Generator[Moment, None, None]:
     """Take the windows of all epochs but those that are done, and pause after each call of the kernel."""
-    job, last, call = learners.job, feed.plan.n_windows, call_rows(learners.job, feed)
+    job, last, calls = learners.job, feed.plan.n_windows, Calls.of(learners.job, feed.plan)
     first = start
     if start.window == last:
         yield Moment(start, True, 0)
@@ -73,7 +111,7 @@ def advance_in_windows(
         while (window := fetched(windows, keeper)) is not None:
             begun = start.rows if (window.epoch, window.index) == start[:2] else 0
             for done in learn(
-                learners, lister, window, times, call, begun, cut=keeper.cut, averaging=feed.memory.n_jobs
+                learners, lister, window, times, calls, begun, cut=keeper.cut, averaging=feed.memory.n_jobs
             ):
                 whole = done == len(window.order)
                 position = Position(window.epoch, *((window.index + 1, 0) if whole else (window.index, done)))
@@ -86,17 +124,12 @@ def fetched(windows: Iterator[Window], keeper: Keeper) -> Window | None:
         return next(windows, None)
 
 
-def call_rows(job: Job, feed: Feed) -> int:
-    """Rows that one call of the kernel takes."""
-    return max(1, min(CELLS_PER_CALL // job.encoder.layout.stride, -(-feed.plan.total // SNAPSHOTS)))
-
-
 def learn(
     learners: Learners,
     lister: Lister,
     window: Window,
     times: Times,
-    call: int,
+    calls: Calls,
     begun: int = 0,
     *,
     cut: Callable[[int, int], int] = lambda _, stop: stop,
@@ -104,19 +137,15 @@ def learn(
 ) -> Iterator[int]:
     """Take the rows of a window, mini-batch by mini-batch, but those that are done; pause after each call.
 
-    Gives the number of rows that are done. Calls end at multiples of ``call``, where weights enter their average (on
-    ``averaging`` threads, unless it is 0), and where ``cut`` says, which changes nothing.
+    Gives the number of rows that are done. After some ``calls`` weights enter their average, on ``averaging`` threads
+    unless it is 0. Calls also end where ``cut`` says, which changes nothing.
     """
     n, start = len(window.order), begun
-
-    def end(row: int) -> int:
-        return min(n, (row // call + 1) * call)
-
     while True:  # an empty window, all of whose targets are null, may end an epoch
         job, state, began = learners.job, learners.state, thread_time()
-        boundary = end(start)
+        boundary = calls.end(window, start)
         stop = cut(start, boundary)
-        for listed in lister.stretches(job, window, start, stop, int(state.counters[CARRIED]), end(stop)):
+        for listed in lister.stretches(job, window, start, stop, int(state.counters[CARRIED]), calls.end(window, stop)):
             drain(
                 listed.rows,
                 listed.rows.view(np.uint32) if state.table is not None else None,
@@ -151,7 +180,7 @@ def learn(
                     f"or optimizer='adagrad'."
                 )
         times.computing += thread_time() - began
-        if averaging and stop == boundary:
+        if averaging and stop == boundary and calls.are_averaged(window, stop):
             state.take_snapshot(job, averaging)
         yield stop
         if stop == n:
