@@ -97,11 +97,10 @@ class Ready(NamedTuple):
     wanted: Wanted
     listed: Listed
 
-    def then(self, batch_size: int, then: int) -> Wanted:
-        """The rows that follow; those of the next range, which ends at ``then``, if there are no more of this one."""
-        start, stop = self.listed.stop, self.wanted.stop
-        carried = (self.wanted.carried + start - self.wanted.start) % batch_size
-        return self.wanted._replace(start=start, stop=stop if start < stop else then, carried=carried)
+    def rest(self, batch_size: int) -> Wanted:
+        """The rows of the range that follow; there may be none."""
+        start = self.listed.stop
+        return self.wanted._replace(start=start, carried=(self.wanted.carried + start - self.wanted.start) % batch_size)
 
 
 class Lister:
@@ -115,17 +114,27 @@ class Lister:
         Of the rows.
     beside : Beside, optional
         The thread that lists ahead.
+    upcoming : callable
+        Gives the window that comes after the one that is learned from, or None if it is not known yet.
     """
 
-    def __init__(self, slots: int, layout: Layout, beside: Beside | None = None) -> None:
-        self.slots, self.beside = slots, beside
+    def __init__(
+        self,
+        slots: int,
+        layout: Layout,
+        beside: Beside | None = None,
+        upcoming: Callable[[], Window | None] = lambda: None,
+    ) -> None:
+        self.slots, self.beside, self._upcoming = slots, beside, upcoming
         self._words, self._number = np.zeros(0, np.uint64), np.zeros(1, np.int64)
         # Lists fill rooms by turns: one is in use, others are ahead.
         rooms = 0 if not slots else 1 if beside is None else 1 + LISTS_AHEAD
         self._rooms = deque(Room(layout) for _ in range(rooms))
         self._ahead: deque[Task[Ready | None]] = deque()
 
-    def stretches(self, job: Job, window: Window, start: int, stop: int, carried: int, then: int) -> Iterator[Listed]:
+    def stretches(
+        self, job: Job, window: Window, start: int, stop: int, carried: int, end: Callable[[Window, int], int]
+    ) -> Iterator[Listed]:
         """Rows ``start`` to ``stop`` - 1 of a window's order, some stretches at a time, valid until the next.
 
         Parameters
@@ -134,8 +143,8 @@ class Lister:
             Has the layout, the table and the batch size.
         carried : int
             Rows that the mini-batch under way has already.
-        then : int
-            Where the rows end that are likely asked for after these.
+        end : callable
+            Tells of a row of a window where the rows end that are likely asked for together with it.
         """
         if not self.slots:
             yield Listed(start, stop, window.rows, window.order, start)
@@ -145,12 +154,12 @@ class Lister:
             ready = self._take(job, wanted)
             while self.beside is not None and len(self._ahead) < LISTS_AHEAD:
                 before = self._ahead[-1].result if self._ahead else partial(_same, ready)
-                self._ahead.append(Task(partial(self._list_after, job, before, then)))
+                self._ahead.append(Task(partial(self._list_after, job, before, end)))
                 self.beside.submit(self._ahead[-1].run)
             yield ready.listed
             if ready.listed.stop == stop:  # there may have been none, which still end an epoch
                 return
-            wanted = ready.then(job.problem.batch_size, then)
+            wanted = ready.rest(job.problem.batch_size)
 
     def _take(self, job: Job, wanted: Wanted) -> Ready:
         """The stretches that are listed already, if they are those that are wanted; else they are listed now."""
@@ -160,12 +169,24 @@ class Lister:
                 return ready
         return self._list(job, wanted)
 
-    def _list_after(self, job: Job, before: Callable[[], Ready | None], then: int) -> Ready | None:
-        """The stretches that follow others; None if no more rows are known of."""
+    def _list_after(
+        self, job: Job, before: Callable[[], Ready | None], end: Callable[[Window, int], int]
+    ) -> Ready | None:
+        """The stretches that follow others, in the next range or the next window; None if no more rows are known of."""
         ready = before()
-        if ready is None or ready.listed.stop >= max(ready.wanted.stop, then):
+        if ready is None:
             return None
-        return self._list(job, ready.then(job.problem.batch_size, then))
+        wanted = ready.rest(job.problem.batch_size)
+        window, start = wanted.window, wanted.start
+        if start == len(window.order):
+            following = self._upcoming()
+            if following is None or following is window:
+                return None
+            carried = 0 if window.last else wanted.carried  # a mini-batch ends with its epoch
+            wanted = wanted._replace(window=following, start=0, stop=end(following, 0), carried=carried)
+        elif start == wanted.stop:
+            wanted = wanted._replace(stop=end(window, start))
+        return self._list(job, wanted)
 
     def _list(self, job: Job, wanted: Wanted) -> Ready:
         window, start, stop, carried, slot_cells = wanted

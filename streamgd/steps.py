@@ -107,7 +107,7 @@ def advance_in_windows(
     ahead = Beside("streamgd-list") if slots and feed.memory.n_jobs > 1 else None
     # When an error ends the loop, no thread is left; who lists slots ends first, since it reads the window.
     with closing(iter(stream)) as windows, ahead or nullcontext():  # type: ignore[type-var]
-        lister = Lister(slots, job.encoder.layout, ahead)
+        lister = Lister(slots, job.encoder.layout, ahead, stream.upcoming)
         while (window := fetched(windows, keeper)) is not None:
             begun = start.rows if (window.epoch, window.index) == start[:2] else 0
             for done in learn(
@@ -145,7 +145,7 @@ def learn(
         job, state, began = learners.job, learners.state, thread_time()
         boundary = calls.end(window, start)
         stop = cut(start, boundary)
-        for listed in lister.stretches(job, window, start, stop, int(state.counters[CARRIED]), calls.end(window, stop)):
+        for listed in lister.stretches(job, window, start, stop, int(state.counters[CARRIED]), calls.end):
             drain(
                 listed.rows,
                 listed.rows.view(np.uint32) if state.table is not None else None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from time import perf_counter, thread_time
@@ -118,13 +118,14 @@ class _InPlace(NamedTuple):
 
 @dataclass
 class _Filling:
-    """A window that is being filled: its tasks in the order of its runs."""
+    """A window that is being filled: its tasks in the order of its runs, and ``window``, when they are done."""
 
     epoch: int
     index: int
     rows: NDArray[np.float32]
     tasks: list[Task[_Filled]]
     in_place: _InPlace | None = None
+    window: Task[Window] = field(init=False)
 
 
 class WindowStream:
@@ -172,6 +173,7 @@ class WindowStream:
         self.start, self.stop, self._memory = start, stop, rows
         self.times = times if times is not None else Times()
         self._row_bytes, self._recipe = source.manifest.row_bytes(), encoder.recipe
+        self._filling: deque[_Filling] = deque()
 
     def __iter__(self) -> Iterator[Window]:
         if self.n_jobs == 0:
@@ -185,17 +187,24 @@ class WindowStream:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def upcoming(self) -> Window | None:
+        """The window that comes after the one that was given last, if it is full: it may be read already."""
+        following = next(iter(self._filling), None)
+        if following is None or not all(task.done for task in following.tasks):
+            return None
+        return following.window.found()
+
     def _only_window(self, pool: ThreadPoolExecutor) -> Iterator[Window]:
         """All rows fit in one window: it is read once, and each epoch takes a fresh order of it."""
         rows = self.encoder.new_rows(self.plan.capacity)
-        n, skipped, lost, texts = self._gather(self._fill(pool, 0, 0, rows, {}))
+        only = self._taken(self._fill(pool, 0, 0, rows, {}))
         for epoch in range(self.start.epoch, self.stop.epoch):
-            yield Window(rows, self.plan.row_order(epoch, 0, n), epoch, 0, True, skipped, lost, texts)
+            yield replace(only, order=self.plan.row_order(epoch, 0, len(only.order)), epoch=epoch)
 
     def _windows(self, pool: ThreadPoolExecutor | None) -> Iterator[Window]:
         places, at_once = iter(self._places()), 1 if pool is None else 2
         spare = [] if self._memory is None else [self._memory]
-        filling: deque[_Filling] = deque()
+        filling = self._filling
         suspended: dict[int, Task[_Filled]] = {}
         while True:
             while len(filling) < at_once and (place := next(places, None)) is not None:
@@ -205,21 +214,17 @@ class WindowStream:
             this = filling.popleft()
             ahead = [task for later in filling for task in later.tasks]
             try:
-                n, skipped, lost, texts = self._gather(this, ahead)
+                window = self._taken(this, ahead)
             except _NotMapped:
                 this = self._fill(pool, this.epoch, this.index, self.encoder.new_rows(self.plan.capacity), suspended)
-                n, skipped, lost, texts = self._gather(this, ahead)
-            there = this.in_place
-            order = self.plan.row_order(this.epoch, this.index, n) if there is None else there.order.result()
-            last = this.index == self.plan.n_windows - 1
-            mapped = there is not None
-            yield Window(this.rows, order, this.epoch, this.index, last, skipped, lost, texts, mapped)
-            texts.clear()
-            if there is None:
+                window = self._taken(this, ahead)
+            yield window
+            window.texts.clear()
+            if this.in_place is None:
                 spare.append(this.rows)
             else:
-                for stretch in there.stretches:
-                    there.cached.let_go(*stretch)
+                for stretch in this.in_place.stretches:
+                    this.in_place.cached.let_go(*stretch)
 
     def _begin(
         self,
@@ -242,7 +247,7 @@ class WindowStream:
                 if pool is not None:
                     for run in (*(task.run for task in tasks), order.run):
                         pool.submit(run)
-                return _Filling(epoch, index, cached.rows, tasks, _InPlace(cached, stretches, order))
+                return self._whole(_Filling(epoch, index, cached.rows, tasks, _InPlace(cached, stretches, order)))
         rows = spare.pop() if spare else self.encoder.new_rows(self.plan.capacity)
         return self._fill(pool, epoch, index, rows, suspended)
 
@@ -290,7 +295,11 @@ class WindowStream:
                 suspended[run.row_group] = task
             tasks.append(task)
             place += run.rows
-        return _Filling(epoch, index, rows, tasks)
+        return self._whole(_Filling(epoch, index, rows, tasks))
+
+    def _whole(self, filling: _Filling) -> _Filling:
+        filling.window = Task(partial(self._gather, filling))
+        return filling
 
     def _read(
         self, epoch: int, run: Run, rows: NDArray[np.float32], place: int, before: Task[_Filled] | None
@@ -338,33 +347,37 @@ class WindowStream:
         waiting = reader if not self.plan.scattered and reader.done < reader.rows else None
         return _Filled(place, run.rows, out - place, 0, thread_time() - began - encoding, encoding, texts, waiting)
 
-    def _gather(
-        self, window: _Filling, ahead: Sequence[Task[_Filled]] = ()
-    ) -> tuple[int, int, int, list[NDArray[np.uint32]]]:
-        """Wait until a window is full, and close the gaps of rows that are not there.
-
-        While others are at its last tasks, do those of the windows ``ahead``.
-        Gives the number of its rows, of those without a target, and of those that are lost; and the hashes of texts.
-        """
-        n = skipped = lost = 0
-        texts: list[NDArray[np.uint32]] = []
-        rows = window.rows
-        for task in window.tasks:
+    def _taken(self, this: _Filling, ahead: Sequence[Task[_Filled]] = ()) -> Window:
+        """Wait until a window is full. While others are at its last tasks, do those of the windows ``ahead``."""
+        for task in this.tasks:
             task.run()
         later = iter(ahead)
-        for task in window.tasks:
+        for task in this.tasks:
             while not task.done and (one := next(later, None)) is not None:
                 one.run()
             began = perf_counter()
-            filled = task.result()
+            task.wait()
             self.times.waiting += perf_counter() - began
+            if task.failed:
+                break
+        return this.window.result()
+
+    def _gather(self, this: _Filling) -> Window:
+        """The window, when its tasks are done: without the gaps of rows that are not there."""
+        n = skipped = lost = 0
+        texts: list[NDArray[np.uint32]] = []
+        rows, there = this.rows, this.in_place
+        for task in this.tasks:
+            filled = task.result()
             self.times.reading += filled.reading
             self.times.encoding += filled.encoding
             self.times.bytes += filled.planned * self._row_bytes
-            if (skipped or lost) and window.in_place is None:
+            if (skipped or lost) and there is None:
                 rows[n : n + filled.rows] = rows[filled.place : filled.place + filled.rows]
             n += filled.rows
             skipped += filled.planned - filled.rows - filled.lost
             lost += filled.lost
             texts += filled.texts
-        return n, skipped, lost, texts
+        order = self.plan.row_order(this.epoch, this.index, n) if there is None else there.order.result()
+        last = this.index == self.plan.n_windows - 1
+        return Window(rows, order, this.epoch, this.index, last, skipped, lost, texts, there is not None)

@@ -71,14 +71,28 @@ class Task(Generic[Result]):
         self.done = True
         self._under_way.release()
 
-    def result(self) -> Result:
-        """Its result, or what it raised."""
+    def wait(self) -> None:
+        """Do it, or wait for the one who does."""
         self.run()
         with self._under_way:
             pass
+
+    def result(self) -> Result:
+        """Its result, or what it raised."""
+        self.wait()
         if self._error is not None:
             raise self._error
         return self._result  # type: ignore[return-value]
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is done and raised something."""
+        return self._error is not None
+
+    def found(self) -> Result | None:
+        """Its result, for one who can do without: None where there was an error, which others are told."""
+        self.wait()
+        return self._result
 
 
 class Beside:

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections import Counter
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -282,6 +283,51 @@ def test_data_that_fit_one_window_are_read_once():
         assert len(orders) == 4 and len({str(order) for order in orders}) == 4
         assert all(sorted(order) == list(range(100)) for order in orders)
         assert source.opened == {0: 1, 1: 1, 2: 1}
+
+
+def test_the_upcoming_window_is_the_one_that_comes():
+    """As soon as it is full, without the rows that have no target, and while the one before is out."""
+    source = TableSource(table_of(200, unlabelled=0.3), 9)
+    encoder = Encoder(FeatureSpec.raw([Column("row", "number")]), Target("y"))
+    stream = WindowStream(source, encoder, Plan(source.manifest.rows, 40), n_jobs=2, stop=Position(3))
+    assert stream.upcoming() is None
+    expected = seen = None
+    for window in stream:
+        if expected is not None:
+            assert window is expected
+            assert window.rows[window.order, 0].tolist() == seen
+        rows, deadline = window.rows[window.order, 0].tolist(), time.monotonic() + 60
+        while (expected := stream.upcoming()) is None and (window.epoch, window.index) != (2, 4):
+            assert time.monotonic() < deadline
+        if expected is not None:
+            seen = expected.rows[expected.order, 0].tolist()
+            assert sorted(set(seen) & set(rows)) == [] or expected.epoch > window.epoch
+        assert window.rows[window.order, 0].tolist() == rows
+    assert expected is None
+    alone = WindowStream(source, encoder, Plan(source.manifest.rows, 40), n_jobs=0, stop=Position(1))
+    assert [alone.upcoming() for _ in alone] == [None] * 5  # filled only when they are asked for
+
+
+def test_what_is_wrong_with_the_upcoming_window_is_told_when_it_comes(monkeypatch):
+    source = TableSource(table_of(100), 9)
+    encoder = Encoder(FeatureSpec.raw([Column("row", "number")]), Target("y"))
+    stream = WindowStream(source, encoder, Plan(source.manifest.rows, 40), n_jobs=2)
+    fetch = WindowStream._fetch
+
+    def failing(self, epoch, run, rows, place, reader):
+        if place == 0 and run.row_group == first_of_second:
+            raise ReadFailed("it fails")
+        return fetch(self, epoch, run, rows, place, reader)
+
+    first_of_second = stream.plan.window(0, 1)[0].row_group
+    monkeypatch.setattr(WindowStream, "_fetch", failing)
+    windows, deadline = iter(stream), time.monotonic() + 60
+    next(windows)
+    while not all(task.done for task in stream._filling[0].tasks):
+        assert time.monotonic() < deadline
+    assert stream.upcoming() is None
+    with pytest.raises(ReadFailed, match="it fails"):
+        next(windows)
 
 
 @pytest.mark.parametrize("window_rows", [30, 1000])
