@@ -42,8 +42,13 @@ def random_seed(*key: int) -> np.uint64:
 
 def random_order(n: int, *key: int) -> NDArray[np.uint32]:
     """Uniformly random order of 0..n-1 for a key, the same for ever."""
-    out = np.empty(n, np.uint32)
-    permutation(random_seed(*key), out)
+    return shuffled(np.arange(n, dtype=np.uint32), *key)
+
+
+def shuffled(numbers: NDArray[np.uint32], *key: int) -> NDArray[np.uint32]:
+    """Numbers in the `random_order` of as many."""
+    out = np.empty_like(numbers)
+    permutation(random_seed(*key), numbers, out)
     return out
 
 
@@ -170,9 +175,9 @@ class Plan:
                 spans.setdefault(int(self._row_group[segment]), []).append((start, stop))
         return [Run(row_group, tuple(sorted(parts))) for row_group, parts in sorted(spans.items())]
 
-    def row_order(self, epoch: int, index: int, n: int) -> NDArray[np.uint32]:
-        """Order in which the n rows of a window are taken."""
-        return random_order(n, self.seed, epoch, index) if self.shuffle else np.arange(n, dtype=np.uint32)
+    def row_order(self, epoch: int, index: int, rows: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """The rows of a window in the order in which they are taken."""
+        return shuffled(rows, self.seed, epoch, index) if self.shuffle else rows
 
     def _segments(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Order of the segments in an epoch, and the number of rows up to the end of each.

@@ -199,7 +199,7 @@ class WindowStream:
         rows = self.encoder.new_rows(self.plan.capacity)
         only = self._taken(self._fill(pool, 0, 0, rows, {}))
         for epoch in range(self.start.epoch, self.stop.epoch):
-            yield replace(only, order=self.plan.row_order(epoch, 0, len(only.order)), epoch=epoch)
+            yield replace(only, order=self.plan.row_order(epoch, 0, _numbers(len(only.order))), epoch=epoch)
 
     def _windows(self, pool: ThreadPoolExecutor | None) -> Iterator[Window]:
         places, at_once = iter(self._places()), 1 if pool is None else 2
@@ -253,8 +253,8 @@ class WindowStream:
 
     def _order_in_place(self, epoch: int, index: int, stretches: Sequence[tuple[int, int]]) -> NDArray[np.uint32]:
         """The order of a window whose rows lie among others."""
-        rows = np.concatenate([np.zeros(0, np.uint32), *(np.arange(*one, dtype=np.uint32) for one in stretches)])
-        return rows.take(self.plan.row_order(epoch, index, len(rows)))
+        rows = np.concatenate([_numbers(0), *(_numbers(*one) for one in stretches)])
+        return self.plan.row_order(epoch, index, rows)
 
     def _bring(self, cache: BlockCache, cached: MappedRows, run: Run, stretches: list[tuple[int, int]]) -> _Filled:
         """Map the rows of a run."""
@@ -378,6 +378,10 @@ class WindowStream:
             skipped += filled.planned - filled.rows - filled.lost
             lost += filled.lost
             texts += filled.texts
-        order = self.plan.row_order(this.epoch, this.index, n) if there is None else there.order.result()
+        order = there.order.result() if there else self.plan.row_order(this.epoch, this.index, _numbers(n))
         last = this.index == self.plan.n_windows - 1
         return Window(rows, order, this.epoch, this.index, last, skipped, lost, texts, there is not None)
+
+
+def _numbers(*ends: int) -> NDArray[np.uint32]:
+    return np.arange(*ends, dtype=np.uint32)

@@ -1,4 +1,4 @@
-"""A uniformly random order of n rows, the same for the same seed on every machine and for ever."""
+"""A uniformly random order of numbers, the same for the same seed on every machine and for ever."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from .intrinsics import kernel
 
 
 @kernel
-def permutation(seed, out):
-    """Fill ``out`` (uint32[n]) with a random order of 0..n-1.
+def permutation(seed, numbers, out):
+    """Fill ``out`` (uint32[n]) with some numbers (uint32[n]) in a random order.
 
     Fisher-Yates, inside out, on SplitMix64 (Steele, Lea, Flood 2014) started at ``seed`` (uint64). A place is
     drawn by the multiply-shift of 32 random bits (Lemire 2019), whose bias is below n / 2^32. 1.2 ns a row at
@@ -24,4 +24,4 @@ def permutation(seed, out):
         x ^= x >> np.uint64(31)
         j = np.int64(((x >> np.uint64(32)) * np.uint64(i + 1)) >> np.uint64(32))
         out[i] = out[j]
-        out[j] = np.uint32(i)
+        out[j] = numbers[i]

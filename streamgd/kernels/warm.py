@@ -67,7 +67,7 @@ def warm_up(at: Any, hashed: bool, outputs: int = 1, beside: bool = False) -> No
     )
     count_rows(columns.astype(np.int64), pages.astype(np.int64), none, np.zeros((0, 1), np.int64))
     plain_numbers(0, 0, 0, 0.0, np.float32(0), nothing)
-    permutation(np.uint64(0), order)
+    permutation(np.uint64(0), order, order)
     problem = Problem(None, 0, (0.0,) * 2, 0, (0.0,) * 3, 0, 0, (0.0,) * 4, 0.0, 0.0, 0.0, True, 1, 0)
     models = outputs if beside else 1
     table = np.zeros((1, -(-(2 * outputs + 1) // 4) * 4), np.float32) if hashed else None

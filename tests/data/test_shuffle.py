@@ -98,8 +98,8 @@ def test_a_window_is_a_function_of_its_place_alone(make, data):
     for epoch, index in data.draw(st.lists(st.sampled_from(sorted(expected)), min_size=1, max_size=6)):
         runs = expected[epoch, index]
         assert again.window(epoch, index) == make().window(epoch, index) == runs
-        n = sum(run.rows for run in runs)
-        np.testing.assert_array_equal(again.row_order(epoch, index, n), plan.row_order(epoch, index, n))
+        rows = np.arange(sum(run.rows for run in runs), dtype=np.uint32)
+        np.testing.assert_array_equal(again.row_order(epoch, index, rows), plan.row_order(epoch, index, rows))
 
 
 @settings(deadline=None, max_examples=60)
@@ -113,7 +113,7 @@ def test_without_shuffling_rows_come_as_they_lie(rows, window_rows, epoch, seed)
         window = np.concatenate(
             [np.arange(start, stop) + starts[run.row_group] for run in runs for start, stop in run.spans]
         )
-        came.append(window[plan.row_order(epoch, index, len(window))])
+        came.append(plan.row_order(epoch, index, window.astype(np.uint32)))
     np.testing.assert_array_equal(np.concatenate(came), np.arange(rows.sum()))
 
 
@@ -210,7 +210,8 @@ def test_orders_differ_between_epochs_windows_and_seeds(columns):
     plans = [Plan(rows, 400, row_cost=columns, seed=seed) for seed in range(4)]
     orders = [str(epoch_of(plan, epoch)) for plan in plans for epoch in range(4)]
     assert len(set(orders)) == 16
-    inside = [plan.row_order(epoch, index, 400).tobytes() for plan in plans for epoch in range(4) for index in range(4)]
+    lying = np.arange(400, dtype=np.uint32)
+    inside = [plan.row_order(epoch, k, lying).tobytes() for plan in plans for epoch in range(4) for k in range(4)]
     assert len(set(inside)) == 64
 
 

@@ -18,7 +18,7 @@ seeds = st.integers(0, 2**64 - 1)
 
 def order(seed, n):
     out = np.full(n, 0xFFFFFFFF, np.uint32)
-    permutation(np.uint64(seed), out)
+    permutation(np.uint64(seed), np.arange(n, dtype=np.uint32), out)
     return out
 
 
@@ -30,6 +30,9 @@ def test_is_a_permutation_and_equals_its_twin(seed, n):
     found = order(seed, n)
     np.testing.assert_array_equal(np.sort(found), np.arange(n))
     np.testing.assert_array_equal(found, reference_rows.permutation(seed, n))
+    numbers, others = np.arange(7, 7 + 3 * n, 3, dtype=np.uint32), np.empty(n, np.uint32)
+    permutation(np.uint64(seed), numbers, others)
+    np.testing.assert_array_equal(others, numbers[found])
 
 
 def test_the_generator_is_splitmix64():
