@@ -118,14 +118,20 @@ class _InPlace(NamedTuple):
 
 @dataclass
 class _Filling:
-    """A window that is being filled: its tasks in the order of its runs, and ``window``, when they are done."""
+    """A window that is being filled: its tasks in the order of its runs."""
 
     epoch: int
     index: int
     rows: NDArray[np.float32]
     tasks: list[Task[_Filled]]
     in_place: _InPlace | None = None
-    window: Task[Window] = field(init=False)
+
+
+class _Coming(NamedTuple):
+    """A window that is being filled, and what makes a window of it when its tasks are done."""
+
+    filling: _Filling
+    window: Task[Window]
 
 
 class WindowStream:
@@ -173,7 +179,7 @@ class WindowStream:
         self.start, self.stop, self._memory = start, stop, rows
         self.times = times if times is not None else Times()
         self._row_bytes, self._recipe = source.manifest.row_bytes(), encoder.recipe
-        self._filling: deque[_Filling] = deque()
+        self._coming: deque[_Coming] = deque()
 
     def __iter__(self) -> Iterator[Window]:
         if self.n_jobs == 0:
@@ -186,38 +192,39 @@ class WindowStream:
             yield from self._only_window(pool) if self.plan.n_windows == 1 else self._windows(pool)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            self._coming.clear()  # they have memory, and know this stream
 
     def upcoming(self) -> Window | None:
         """The window that comes after the one that was given last, if it is full: it may be read already."""
-        following = next(iter(self._filling), None)
-        if following is None or not all(task.done for task in following.tasks):
+        try:
+            following = self._coming[0]
+        except IndexError:
             return None
-        return following.window.found()
+        return following.window.found() if all(task.done for task in following.filling.tasks) else None
 
     def _only_window(self, pool: ThreadPoolExecutor) -> Iterator[Window]:
         """All rows fit in one window: it is read once, and each epoch takes a fresh order of it."""
         rows = self.encoder.new_rows(self.plan.capacity)
-        only = self._taken(self._fill(pool, 0, 0, rows, {}))
+        only = self._taken(self._to_come(self._fill(pool, 0, 0, rows, {})))
         for epoch in range(self.start.epoch, self.stop.epoch):
             yield replace(only, order=self.plan.row_order(epoch, 0, _numbers(len(only.order))), epoch=epoch)
 
     def _windows(self, pool: ThreadPoolExecutor | None) -> Iterator[Window]:
         places, at_once = iter(self._places()), 1 if pool is None else 2
         spare = [] if self._memory is None else [self._memory]
-        filling = self._filling
         suspended: dict[int, Task[_Filled]] = {}
         while True:
-            while len(filling) < at_once and (place := next(places, None)) is not None:
-                filling.append(self._begin(pool, *place, spare, suspended))
-            if not filling:
+            while len(self._coming) < at_once and (place := next(places, None)) is not None:
+                self._coming.append(self._to_come(self._begin(pool, *place, spare, suspended)))
+            if not self._coming:
                 return
-            this = filling.popleft()
-            ahead = [task for later in filling for task in later.tasks]
+            one = self._coming.popleft()
+            this, ahead = one.filling, [task for later in self._coming for task in later.filling.tasks]
             try:
-                window = self._taken(this, ahead)
+                window = self._taken(one, ahead)
             except _NotMapped:
                 this = self._fill(pool, this.epoch, this.index, self.encoder.new_rows(self.plan.capacity), suspended)
-                window = self._taken(this, ahead)
+                window = self._taken(self._to_come(this), ahead)
             yield window
             window.texts.clear()
             if this.in_place is None:
@@ -247,7 +254,7 @@ class WindowStream:
                 if pool is not None:
                     for run in (*(task.run for task in tasks), order.run):
                         pool.submit(run)
-                return self._whole(_Filling(epoch, index, cached.rows, tasks, _InPlace(cached, stretches, order)))
+                return _Filling(epoch, index, cached.rows, tasks, _InPlace(cached, stretches, order))
         rows = spare.pop() if spare else self.encoder.new_rows(self.plan.capacity)
         return self._fill(pool, epoch, index, rows, suspended)
 
@@ -295,11 +302,10 @@ class WindowStream:
                 suspended[run.row_group] = task
             tasks.append(task)
             place += run.rows
-        return self._whole(_Filling(epoch, index, rows, tasks))
+        return _Filling(epoch, index, rows, tasks)
 
-    def _whole(self, filling: _Filling) -> _Filling:
-        filling.window = Task(partial(self._gather, filling))
-        return filling
+    def _to_come(self, filling: _Filling) -> _Coming:
+        return _Coming(filling, Task(partial(self._gather, filling)))
 
     def _read(
         self, epoch: int, run: Run, rows: NDArray[np.float32], place: int, before: Task[_Filled] | None
@@ -347,12 +353,13 @@ class WindowStream:
         waiting = reader if not self.plan.scattered and reader.done < reader.rows else None
         return _Filled(place, run.rows, out - place, 0, thread_time() - began - encoding, encoding, texts, waiting)
 
-    def _taken(self, this: _Filling, ahead: Sequence[Task[_Filled]] = ()) -> Window:
+    def _taken(self, coming: _Coming, ahead: Sequence[Task[_Filled]] = ()) -> Window:
         """Wait until a window is full. While others are at its last tasks, do those of the windows ``ahead``."""
-        for task in this.tasks:
+        tasks = coming.filling.tasks
+        for task in tasks:
             task.run()
         later = iter(ahead)
-        for task in this.tasks:
+        for task in tasks:
             while not task.done and (one := next(later, None)) is not None:
                 one.run()
             began = perf_counter()
@@ -360,7 +367,7 @@ class WindowStream:
             self.times.waiting += perf_counter() - began
             if task.failed:
                 break
-        return this.window.result()
+        return coming.window.result()
 
     def _gather(self, this: _Filling) -> Window:
         """The window, when its tasks are done: without the gaps of rows that are not there."""

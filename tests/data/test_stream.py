@@ -323,7 +323,7 @@ def test_what_is_wrong_with_the_upcoming_window_is_told_when_it_comes(monkeypatc
     monkeypatch.setattr(WindowStream, "_fetch", failing)
     windows, deadline = iter(stream), time.monotonic() + 60
     next(windows)
-    while not all(task.done for task in stream._filling[0].tasks):
+    while not all(task.done for task in stream._coming[0].filling.tasks):
         assert time.monotonic() < deadline
     assert stream.upcoming() is None
     with pytest.raises(ReadFailed, match="it fails"):
