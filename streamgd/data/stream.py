@@ -363,10 +363,8 @@ class WindowStream:
             while not task.done and (one := next(later, None)) is not None:
                 one.run()
             began = perf_counter()
-            task.wait()
+            task.result()
             self.times.waiting += perf_counter() - began
-            if task.failed:
-                break
         return coming.window.result()
 
     def _gather(self, this: _Filling) -> Window:

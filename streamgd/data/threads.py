@@ -84,11 +84,6 @@ class Task(Generic[Result]):
             raise self._error
         return self._result  # type: ignore[return-value]
 
-    @property
-    def failed(self) -> bool:
-        """Whether it is done and raised something."""
-        return self._error is not None
-
     def found(self) -> Result | None:
         """Its result, for one who can do without: None where there was an error, which others are told."""
         self.wait()

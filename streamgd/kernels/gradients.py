@@ -121,6 +121,7 @@ def add_many_gradients(rows, order, start, n, r, tile_sum, total):
     width, stride, r_step = tile_sum.shape[1], rows.shape[1] * 4, r.shape[1] * 4
     base, r_base, sum_base = address_of(rows), address_of(r), address_of(tile_sum)
     places = np.empty(ROWS, np.int64)
+    places_at = address_of(places)
     tile_sum[:] = np.float32(0)
     for first in range(0, n, ROWS):
         m = min(ROWS, n - first)
@@ -128,7 +129,7 @@ def add_many_gradients(rows, order, start, n, r, tile_sum, total):
             places[i] = base + np.int64(order[start + first + i]) * stride
         for output in range(0, len(tile_sum), OUTPUTS):
             factors, sums = r_base + output * r_step + first * 4, sum_base + output * width * 4
-            add_rows_twice(address_of(places), m, factors, r_step, sums, width * 4, width)
+            add_rows_twice(places_at, m, factors, r_step, sums, width * 4, width)
     keep(places)
     for c in range(len(total)):
         for j in range(total.shape[1]):

@@ -17,38 +17,48 @@ _SUMS = ir.VectorType(_F32, SUMS)
 BLOCK = 32
 
 
+def _loop(builder: Any, first: Any, end: Any, step: int, begun: list[Any], body_of: Any) -> list[Any]:
+    """A loop over ``first``, ``first + step`` and so on, below ``end``, and what it makes of some values.
+
+    ``body_of`` writes what is done for a number, and gives what becomes of the values.
+    """
+    before = builder.block
+    head, body, after = (builder.append_basic_block(name) for name in ("loop", "loop_body", "loop_end"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    j, values = builder.phi(_I64), [builder.phi(one.type) for one in begun]
+    j.add_incoming(first, before)
+    for value, one in zip(values, begun, strict=True):
+        value.add_incoming(one, before)
+    builder.cbranch(builder.icmp_signed("<", j, end), body, after)
+    builder.position_at_end(body)
+    for value, new in zip(values, body_of(j, values), strict=True):
+        value.add_incoming(new, builder.block)
+    j.add_incoming(builder.add(j, _I64(step)), builder.block)
+    builder.branch(head)
+    builder.position_at_end(after)
+    return values
+
+
+def _eight_at(builder: Any, address: Any, j: Any) -> Any:
+    """Where a vector of numbers j to j + `SUMS` - 1 of the float32 lies that begin at an address."""
+    return builder.inttoptr(builder.add(address, builder.mul(j, _I64(4))), _SUMS.as_pointer())
+
+
 def _sums(builder: Any, n: Any, rows: list[Any], weights: list[Any]) -> list[Any]:
     """Vectors of `SUMS` partial sums of each row times each weights, or of each row if there are none.
 
     ``rows`` and ``weights`` are addresses of n float32 (a multiple of `SUMS`).
     """
-    before = builder.block
-    head, body, after = (builder.append_basic_block(name) for name in ("sums", "sums_body", "sums_end"))
-    builder.branch(head)
-    builder.position_at_end(head)
-    j = builder.phi(_I64)
-    j.add_incoming(_I64(0), before)
-    sums = [builder.phi(_SUMS) for _ in range(len(rows) * max(1, len(weights)))]
-    for one in sums:
-        one.add_incoming(ir.Constant(_SUMS, [0.0] * SUMS), before)
-    builder.cbranch(builder.icmp_signed("<", j, n), body, after)
-    builder.position_at_end(body)
 
-    def load(address: Any) -> Any:
-        place = builder.add(address, builder.mul(j, _I64(4)))
-        return builder.load(builder.inttoptr(place, _SUMS.as_pointer()), align=4)
+    def body_of(j: Any, sums: list[Any]) -> list[Any]:
+        x, w = ([builder.load(_eight_at(builder, one, j), align=4) for one in some] for some in (rows, weights))
+        if not weights:
+            return [builder.fadd(a, one) for a, one in zip(x, sums, strict=True)]
+        return [fused(builder, _SUMS, a, b, sums[i * len(w) + k]) for i, a in enumerate(x) for k, b in enumerate(w)]
 
-    x, w = [load(row) for row in rows], [load(weight) for weight in weights]
-    if weights:
-        added = [fused(builder, _SUMS, a, b, sums[i * len(w) + k]) for i, a in enumerate(x) for k, b in enumerate(w)]
-    else:
-        added = [builder.fadd(a, one) for a, one in zip(x, sums, strict=True)]
-    for one, new in zip(sums, added, strict=True):
-        one.add_incoming(new, body)
-    j.add_incoming(builder.add(j, _I64(SUMS)), body)
-    builder.branch(head)
-    builder.position_at_end(after)
-    return sums
+    none = [ir.Constant(_SUMS, [0.0] * SUMS)] * (len(rows) * max(1, len(weights)))
+    return _loop(builder, _I64(0), n, SUMS, none, body_of)
 
 
 def _total(builder: Any, sums: Any) -> Any:
@@ -137,28 +147,20 @@ def dot_four_rows_twice(
     return types.void(*[types.int64] * 9), codegen
 
 
-def _add_rows(builder: Any, rows: list[Any], factors: list[Any], sums: list[Any], n: Any) -> None:
-    """Add factor times row, for each of some rows in their order, to n float32 (a multiple of `SUMS`) at each sum."""
-    before = builder.block
-    splats = [[splat(builder, number_at(builder, _F32, f, _I64(k)), SUMS) for k in range(len(rows))] for f in factors]
-    head, body, after = (builder.append_basic_block(name) for name in ("add", "add_body", "add_end"))
-    builder.branch(head)
-    builder.position_at_end(head)
-    j = builder.phi(_I64)
-    j.add_incoming(_I64(0), before)
-    builder.cbranch(builder.icmp_signed("<", j, n), body, after)
-    builder.position_at_end(body)
-    skip = builder.mul(j, _I64(4))
-    vectors = [builder.load(builder.inttoptr(builder.add(row, skip), _SUMS.as_pointer()), align=4) for row in rows]
-    for one, spread in zip(sums, splats, strict=True):
-        place = builder.inttoptr(builder.add(one, skip), _SUMS.as_pointer())
+def _add_rows(builder: Any, rows: list[Any], factors: Any, out: Any, n: Any) -> None:
+    """Add factor times row, for each of some rows in their order, to n float32 (a multiple of `SUMS`) at ``out``."""
+    spread = [splat(builder, number_at(builder, _F32, factors, _I64(k)), SUMS) for k in range(len(rows))]
+
+    def body_of(j: Any, nothing: list[Any]) -> list[Any]:
+        x = [builder.load(_eight_at(builder, row, j), align=4) for row in rows]
+        place = _eight_at(builder, out, j)
         value = builder.load(place, align=4)
-        for vector, factor in zip(vectors, spread, strict=True):
-            value = fused(builder, _SUMS, factor, vector, value)
+        for cells, factor in zip(x, spread, strict=True):
+            value = fused(builder, _SUMS, factor, cells, value)
         builder.store(value, place, align=4)
-    j.add_incoming(builder.add(j, _I64(SUMS)), body)
-    builder.branch(head)
-    builder.position_at_end(after)
+        return nothing
+
+    _loop(builder, _I64(0), n, SUMS, [], body_of)
 
 
 @intrinsic
@@ -167,7 +169,7 @@ def add_row(typing_context: Any, a: Any, factor: Any, out: Any, n: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         a, factor, out, n = args
-        _add_rows(builder, [a], [factor], [out], n)
+        _add_rows(builder, [a], factor, out, n)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), codegen
@@ -178,7 +180,7 @@ def add_four_rows(typing_context: Any, a: Any, b: Any, c: Any, d: Any, factors: 
     """`add_row` of four rows after each other with the four float32 at ``factors``."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _add_rows(builder, list(args[:4]), [args[4]], [args[5]], args[6])
+        _add_rows(builder, list(args[:4]), *args[4:])
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 7), codegen
@@ -197,63 +199,33 @@ def add_rows_twice(
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         places, rows, factors, step, out, stride, n = args
         factors, sums = [factors, builder.add(factors, step)], [out, builder.add(out, stride)]
-        most = BLOCK // SUMS
         whole = builder.and_(n, _I64(-BLOCK))
-        _for_each(builder, _I64(0), whole, BLOCK, lambda j: _add_block(builder, places, rows, factors, sums, j, most))
-        _for_each(builder, whole, n, SUMS, lambda j: _add_block(builder, places, rows, factors, sums, j, 1))
+        for first, end, cells in ((_I64(0), whole, BLOCK), (whole, n, SUMS)):
+
+            def body_of(j: Any, nothing: list[Any], cells: int = cells) -> list[Any]:
+                _add_block(builder, places, rows, factors, sums, j, cells // SUMS)
+                return nothing
+
+            _loop(builder, first, end, cells, [], body_of)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 7), codegen
-
-
-def _for_each(builder: Any, first: Any, end: Any, step: int, body_of: Any) -> None:
-    """A loop over ``first``, ``first + step`` and so on, below ``end``."""
-    before = builder.block
-    head, body, after = (builder.append_basic_block(name) for name in ("each", "each_body", "each_end"))
-    builder.branch(head)
-    builder.position_at_end(head)
-    j = builder.phi(_I64)
-    j.add_incoming(first, before)
-    builder.cbranch(builder.icmp_signed("<", j, end), body, after)
-    builder.position_at_end(body)
-    body_of(j)
-    j.add_incoming(builder.add(j, _I64(step)), builder.block)
-    builder.branch(head)
-    builder.position_at_end(after)
 
 
 def _add_block(
     builder: Any, places: Any, rows: Any, factors: list[Any], sums: list[Any], first: Any, vectors: int
 ) -> None:
     """Add factor times row, of so many vectors from cell ``first`` on, for each row to each sum."""
-    skip = builder.mul(first, _I64(4))
+    cells = [builder.add(first, _I64(SUMS * k)) for k in range(vectors)]
+    to = [_eight_at(builder, one, j) for one in sums for j in cells]
 
-    def at(address: Any, k: int) -> Any:
-        place = builder.add(builder.add(address, skip), _I64(4 * SUMS * k))
-        return builder.inttoptr(place, _SUMS.as_pointer())
+    def body_of(i: Any, values: list[Any]) -> list[Any]:
+        row = number_at(builder, _I64, places, i, size=8, align=8)
+        x = [builder.load(_eight_at(builder, row, j), align=4) for j in cells]
+        spread = [splat(builder, number_at(builder, _F32, factor, i), SUMS) for factor in factors]
+        pairs = [(factor, some) for factor in spread for some in x]
+        return [fused(builder, _SUMS, *pair, value) for pair, value in zip(pairs, values, strict=True)]
 
-    start = [[builder.load(at(one, k), align=4) for k in range(vectors)] for one in sums]
-    before = builder.block
-    head, body, after = (builder.append_basic_block(name) for name in ("rows", "rows_body", "rows_end"))
-    builder.branch(head)
-    builder.position_at_end(head)
-    i = builder.phi(_I64)
-    i.add_incoming(_I64(0), before)
-    values = [[builder.phi(_SUMS) for _ in some] for some in start]
-    for some, begun in zip(values, start, strict=True):
-        for value, one in zip(some, begun, strict=True):
-            value.add_incoming(one, before)
-    builder.cbranch(builder.icmp_signed("<", i, rows), body, after)
-    builder.position_at_end(body)
-    row = number_at(builder, _I64, places, i, size=8, align=8)
-    x = [builder.load(at(row, k), align=4) for k in range(vectors)]
-    for some, factor in zip(values, factors, strict=True):
-        spread = splat(builder, number_at(builder, _F32, factor, i), SUMS)
-        for value, cells in zip(some, x, strict=True):
-            value.add_incoming(fused(builder, _SUMS, spread, cells, value), body)
-    i.add_incoming(builder.add(i, _I64(1)), body)
-    builder.branch(head)
-    builder.position_at_end(after)
-    for some, one in zip(values, sums, strict=True):
-        for k, value in enumerate(some):
-            builder.store(value, at(one, k), align=4)
+    begun = [builder.load(place, align=4) for place in to]
+    for value, place in zip(_loop(builder, _I64(0), rows, 1, begun, body_of), to, strict=True):
+        builder.store(value, place, align=4)

@@ -284,7 +284,7 @@ def update_slots(problem, settings, paces, few, begin, end, step, outputs, room)
 
 @strict
 def _average_single(problem, eta, step, table, share, average):
-    """`average_table` of one output, whose average is float32[slots]: as vector code, for those never touched, too."""
+    """`average_table` of one output, whose average is float32[slots]: as vector code, which passes over no slot."""
     few = few_slots(ROOM, table.shape[1], None)
     few_marks, numbers = marks_of(few, table.shape[1], None), np.empty(ROOM, np.uint32)
     w, a, b = _rows_of(few, 0, problem.slots)
@@ -296,7 +296,8 @@ def _average_single(problem, eta, step, table, share, average):
         _settle(problem, eta, step, n, few_marks, w, a, b)
         some = average[first : first + n]
         for k in range(n):
-            some[k] = np.float32(some[k] + share * (w[k] - some[k]))
+            entering = share if few_marks[k] != 0 else 0.0
+            some[k] = np.float32(some[k] + entering * (w[k] - some[k]))
     keep(numbers)
 
 
@@ -327,8 +328,8 @@ def _average_several(problem, eta, step, table, marks, outputs, output, share, a
 def average_table(problem, table, marks, counters, outputs, output, share, average):
     """Let the weights of all slots, with the penalty caught up, enter ``average`` (float32[slots, outputs]).
 
-    Of one output, or of those from ``output`` on that ``average`` has room for. Slots that were never touched have
-    weights of 0, and so have their averages.
+    Of one output, or of those from ``output`` on that ``average`` has room for. Those of slots that were
+    never touched do not.
     """
     step = counters[STEP]
     eta = learning_rate(problem.schedule, problem.schedule_args, step)

@@ -227,14 +227,13 @@ def test_without_a_penalty_weights_are_read_as_they_are(optimizer):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_weights_enter_an_average_by_their_share(share):
+def test_weights_enter_an_average_by_their_share_and_slots_never_met_do_not(share):
     run = Run.of(OPTIMIZERS["adagrad"], l2=0.1)
     run.learn([3, 5, 3], [1.0, 2.0, 1.0])
-    average = np.zeros((SLOTS, 1), np.float32)
-    average[[3, 5]] = 4.0
+    average = np.full((SLOTS, 1), 4, np.float32)
     average_table(run.problem, run.table, run.table.view(np.int32), run.counters, 1, 0, share, average)
-    expected = np.zeros((SLOTS, 1))
-    expected[[3, 5]] = 4.0 + share * (run.weights()[[3, 5]] - 4.0)
+    expected = np.full((SLOTS, 1), 4.0)
+    expected[[3, 5]] += share * (run.weights()[[3, 5]] - 4.0)
     np.testing.assert_allclose(average, expected, rtol=1e-6)
 
 
