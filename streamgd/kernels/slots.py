@@ -118,7 +118,8 @@ def count_hashes(cells, order, start, n, at):
 def words_for(n):
     """Words of a hash table for n hashes: a power of two, seven eighths of which hold their slots if all differ.
 
-    Mostly they fill a few tenths, and a table of half as many words takes less of the cache.
+    Mostly they fill a tenth or two. A table of half as many words takes less of the cache, but then one slot in five
+    meets another's word, and that is a wrong guess.
     """
     words = 64
     while 7 * words < 8 * n:
@@ -206,7 +207,7 @@ def _list_slots(rare, at_hand, stretch, words, unique_at, places_at):
     ``stretch`` is a number that none before has had since ``words`` were 0, from 1 to `STRETCHES`. At ``unique_at`` it
     stands where at ``places_at`` the slots are, and then the slots do; there, then their places do.
     """
-    words_at, within = address_of(words), np.uint64(min(words_for(2 * rare), len(words)) - 1)
+    words_at, within = address_of(words), np.uint64(min(words_for(4 * rare), len(words)) - 1)
     this, found, half = np.uint64(stretch) << _STRETCH, np.uint64(0), ones(within) - _ONE
     for k in range(rare):
         there_at = np.int64(uint32_at(unique_at, k))

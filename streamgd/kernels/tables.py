@@ -19,13 +19,16 @@ from __future__ import annotations
 import numpy as np
 
 from .few import bring_slots, few_slots, marks_of
-from .intrinsics import address_of, float32_at, jit, keep, kernel, strict, uint32_at
+from .intrinsics import address_of, float32_at, jit, keep, kernel, prefetch, strict, uint32_at
 from .problem import configured, in_single_precision
 from .slots import hashes_of
 from .updates import FTRL, advance, learning_rate, rebased, settled
 
 #: Slots that are worked on together.
 ROOM = 256
+#: Bytes of places that are asked for early. They come in a row, but who has listed them is another processor: without
+#: asking, adding up the weights of 26 hashes took 19 ns where it takes 11.
+PLACES_AHEAD = 4096
 #: Places in ``counters``.
 STEP, ROWS, CARRIED, TOUCHED = range(4)
 
@@ -152,6 +155,8 @@ def table_margins(rows, cells, order, start, n, at, factor, outputs, places_at, 
     if outputs is None and at.n_text == 0 and at.n_scaled == 0:
         # Each sum waits for the addition before, so four rows take turns.
         while i + 4 <= n:
+            for line in range(0, 16 * at.n_index, 64):
+                prefetch(places_at + PLACES_AHEAD + line)
             p, q = places_at + 4 * at.n_index, places_at + 8 * at.n_index
             r = places_at + 12 * at.n_index
             s, t, u, v = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
@@ -203,7 +208,16 @@ def table_gradient(rows, cells, order, start, n, at, factor, problem, outputs, p
         gradient, place = few[1 + problem.slots], np.uint64(0)
     else:
         gradient, place = few[0], np.uint64((1 + problem.slots) * outputs)
-    for i in range(n):
+    i = 0
+    if outputs is None and at.n_text == 0 and at.n_scaled == 0:
+        # Row by row: what is added to a slot by one row must have been stored before the next row adds to it.
+        while i < n:
+            one = r[0, i]
+            for k in range(at.n_index):
+                gradient[np.uint64(uint32_at(places_at, k))] += one
+            places_at += 4 * at.n_index
+            i += 1
+    while i < n:
         row = order[start + i]
         one = r[0, i]
         for c in range(len(sums)):
@@ -227,6 +241,7 @@ def table_gradient(rows, cells, order, start, n, at, factor, problem, outputs, p
                     for c in range(outputs):
                         few[slot, place + np.uint64(c)] += value * sums[c]
             places_at += 4 * words
+        i += 1
 
 
 @jit
