@@ -18,7 +18,7 @@ import numpy as np
 
 from .few import ask_first, bring_slots, few_slots, marks_of, return_slots
 from .gradients import OUTPUTS, add_gradient, add_many_gradients, fetch, many_margins, margins
-from .intrinsics import address_of, jit, keep, kernel, uint32_at
+from .intrinsics import address_of, jit, keep, kernel, lent, uint32_at
 from .losses import evaluate, softmax
 from .problem import configured
 from .slots import hashes_of, stretch_rows, tile_rows
@@ -163,18 +163,23 @@ def drain(
     failed,  # int64[models]: step that made a weight of a model infinite or NaN, or -1
 ):
     """Train on a range of rows, as long as a model has finite weights."""
+    rows, cells, order, settings, factor = lent(rows), lent(cells), lent(order), lent(settings), lent(factor)
+    inverse_scale, spread, params, slots = lent(inverse_scale), lent(spread), lent(params), lent(slots)
+    carry, marks, touched, counters = lent(carry), lent(marks), lent(touched), lent(counters)
+    totals, failed = lent(totals), lent(failed)
     p, models = params.shape[1] - 1, len(failed)
     classes = len(params) // models
     tile = tile_rows(rows.shape[1])
     c_padded = 1
     if outputs is not None:
         c_padded = -(-len(params) // OUTPUTS) * OUTPUTS
-    weights, intercepts = np.zeros((c_padded, at.width), np.float32), np.zeros(c_padded, np.float32)
-    tile_sum = np.empty((c_padded, at.width), np.float32)
     room_for = -(-tile // SUMS) * SUMS
-    z, derivative = np.empty((c_padded, room_for), np.float32), np.zeros((c_padded, room_for), np.float32)
-    y, w, value = np.empty(tile, np.float32), np.empty(tile, np.float32), np.zeros(room_for, np.float32)
-    paces, class_sums = np.zeros((models, 3)), np.empty(room_for, np.float32)
+    of_cells, of_outputs = np.zeros((2, c_padded, at.width), np.float32), np.zeros(c_padded, np.float32)
+    of_rows, of_models = np.zeros((4, room_for), np.float32), np.zeros((models, 3))
+    of_margins = np.zeros((2, c_padded, room_for), np.float32)
+    weights, tile_sum, intercepts, paces = lent(of_cells[0]), lent(of_cells[1]), lent(of_outputs), lent(of_models)
+    y, w, value, class_sums = lent(of_rows[0]), lent(of_rows[1]), lent(of_rows[2]), lent(of_rows[3])
+    z, derivative = lent(of_margins[0]), lent(of_margins[1])
     if table is not None:
         room, sums = np.zeros((4, ROOM), np.float32), np.empty(len(params), np.float32)
         unique_at, places_at, most, listed = address_of(unique), address_of(places), np.int64(ROOM), np.int64(0)
@@ -309,6 +314,7 @@ def drain(
     if table is not None:
         return_slots(table, address_of(first_slots), at_hand, few, np.int64(0), outputs)
         keep(first_slots)
+    keep((of_cells, of_outputs, of_rows, of_models, of_margins))
 
 
 @kernel

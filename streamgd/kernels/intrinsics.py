@@ -17,6 +17,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core.registry import CPUDispatcher
 from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 
 #: Options of all compiled code. ``reassoc`` and ``contract`` let sums become vectors and fused multiply-adds; NaN and
 #: infinity keep their meaning, since kernels test for them.
@@ -88,6 +89,25 @@ def keep(typing_context: Any, array: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array), codegen
+
+
+@intrinsic
+def lent(typing_context: Any, array: Any) -> Any:
+    """The same array (or None), of which nobody counts the references.
+
+    A call with an array counts them up and down, which takes some 10 ns, and a step is 50 of such calls: a third of the
+    time of SGD with one row a step, a twentieth with 256. Who lends an array sees to it that it lives: an argument of a
+    kernel does, what a kernel makes must be kept (`keep`).
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if signature.args[0] is types.none:
+            return args[0]
+        found = make_array(signature.args[0])(context, builder, args[0])
+        found.meminfo = found.meminfo.type(None)
+        return found._getvalue()
+
+    return array(array), codegen
 
 
 @intrinsic
