@@ -114,7 +114,10 @@ def bring_slots(table, slots_at, n, listed, few, first, outputs):
             k += 1
     else:
         while k < n:
-            ask_for(base, slots_at, k + ahead, min(k + ahead + 1, listed), size, outputs)
+            if k + ahead < listed:
+                coming = slot_at(base, slots_at, k + ahead, size)
+                for line in range(0, size, 64):
+                    prefetch(coming + line)
             there = slot_at(base, slots_at, k, size)
             for at in range(0, size, 16):
                 copy_sixteen_bytes(there + at, few_at + k * size + at)
@@ -148,7 +151,10 @@ def return_slots(table, slots_at, n, few, first, outputs):
             k += 1
     else:
         while k < n:
-            ask_for(base, slots_at, k + ahead, min(k + ahead + 1, n), size, outputs)
+            if k + ahead < n:
+                coming = slot_at(base, slots_at, k + ahead, size)
+                for line in range(0, size, 64):
+                    prefetch(coming + line)
             there = slot_at(base, slots_at, k, size)
             for at in range(0, size, 16):
                 copy_sixteen_bytes(few_at + k * size + at, there + at)
