@@ -208,16 +208,15 @@ def table_gradient(rows, cells, order, start, n, at, factor, problem, outputs, p
         gradient, place = few[1 + problem.slots], np.uint64(0)
     else:
         gradient, place = few[0], np.uint64((1 + problem.slots) * outputs)
-    i = 0
     if outputs is None and at.n_text == 0 and at.n_scaled == 0:
         # Row by row: what is added to a slot by one row must have been stored before the next row adds to it.
-        while i < n:
+        for i in range(n):
             one = r[0, i]
             for k in range(at.n_index):
                 gradient[np.uint64(uint32_at(places_at, k))] += one
             places_at += 4 * at.n_index
-            i += 1
-    while i < n:
+        return
+    for i in range(n):
         row = order[start + i]
         one = r[0, i]
         for c in range(len(sums)):
@@ -241,7 +240,6 @@ def table_gradient(rows, cells, order, start, n, at, factor, problem, outputs, p
                     for c in range(outputs):
                         few[slot, place + np.uint64(c)] += value * sums[c]
             places_at += 4 * words
-        i += 1
 
 
 @jit
