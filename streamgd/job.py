@@ -423,10 +423,9 @@ def finish(job: Job, params: NDArray[np.float64], table: NDArray[np.float32] | N
     coef = params[:, :-1] * job.inverse_scale * labels.scale
     hashed_index, hashed = None, None
     if table is not None:
-        places = np.flatnonzero(table.any(axis=1)).astype(np.uint32)
-        slots = job.encoder.dictionaries.slots(places)
-        ascending = np.argsort(slots, kind="stable")  # of what is sorted but for some thousands, a third of the time
-        hashed_index, hashed = slots[ascending], (table[places[ascending]] * labels.scale).astype(np.float32)
+        by_slot = job.encoder.dictionaries.by_slot(table)
+        hashed_index = np.flatnonzero(by_slot.any(axis=1)).astype(np.uint32)
+        hashed = (by_slot[hashed_index] * labels.scale).astype(np.float32)
     return Model(
         task=labels.task,
         loss=job.loss.name,

@@ -72,17 +72,12 @@ class SlotOrder:
         field, places = list_moves(self.moved, self.place, self.n_slots)
         return field, places
 
-    @cached_property
-    def _back(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
-        field, places = list_moves(self.place, self.moved, self.n_slots)
-        return field, places
-
     def place_all(self, hashes: NDArray[np.uint32]) -> None:
         """Put in the place of hashes where their slots lie."""
         find_places(hashes, np.uint32(self.n_slots - 1), *self._there)
 
-    def slots(self, places: NDArray[np.uint32]) -> NDArray[np.uint32]:
-        """The slots that lie at some places; uint32[n]."""
-        found = places.copy()
-        find_places(found, np.uint32(self.n_slots - 1), *self._back)
+    def by_slot(self, table: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A copy of a table (float32[n_slots, k]) with each slot where its hash says."""
+        found = table.copy()
+        found[self.moved] = table[self.place]
         return found

@@ -109,9 +109,9 @@ class DictionaryHashes:
             self.order.place_all(hashes)
         return hashes
 
-    def slots(self, places: Hashes) -> Hashes:
-        """The slots that lie at some places of the table."""
-        return places if self.order is None else self.order.slots(places)
+    def by_slot(self, table: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A table with each slot where its hash says."""
+        return table if self.order is None else self.order.by_slot(table)
 
     def missing(self, label: str) -> int:
         """What rows hold where a value is missing."""

@@ -25,6 +25,25 @@ from .intrinsics import (
 
 #: Bytes behind the unpacked ones that may be written, too.
 SPARE = 64
+#: Bytes that are copied at once, whatever a tag says.
+_SHORT = 16
+
+
+def _tags():
+    """What each tag says: bytes of it and what follows it, of what it stands for, and what its offset begins with.
+
+    Of a tag that stands for more than `_SHORT` bytes, or has an offset of four bytes, it says that these are 255.
+    """
+    tag = np.arange(256, dtype=np.uint32)
+    kind, n = tag & 3, (tag >> 2) + 1
+    n[kind == 1] = ((tag[kind == 1] >> 2) & 7) + 4
+    n[(kind == 3) | (n > _SHORT)] = 255
+    return np.where(kind == 0, n + 1, kind + 1) & 255 | n << 8 | np.where(kind == 1, tag >> 5 << 24, 0)
+
+
+_TAGS = _tags()
+#: The bits of an offset among those that follow a tag, by its kind.
+_OFFSETS = np.array([0, 0xFF, 0xFFFF, 0])
 
 
 @jit
@@ -113,6 +132,27 @@ def _move_down(out, at, n):
 
 
 @jit
+def _by_sixteens(at, end, out, begin, stop):
+    """Unpack while tags stand for at most 16 bytes, and there are so many before both ends; where that ends.
+
+    Strings of dictionaries are packed in pieces of 4 to 8 bytes, of every kind in any order. Who asks of what kind a
+    tag is guesses wrong again and again, and takes 9 ns a tag; to look up what it says takes 4.
+    """
+    last_at, last_out = end - (_SHORT + 1), stop - _SHORT
+    while (at <= last_at) and (out <= last_out):
+        word = np.int64(four_bytes_at(at))
+        told, kind = np.int64(_TAGS[word & 255]), word & 3
+        n, offset = (told >> 8) & 255, (told >> 16) | ((word >> 8) & _OFFSETS[kind])
+        source, away = (at + 1 if kind == 0 else out - offset), (np.int64(_SHORT) if kind == 0 else offset)
+        if (n > _SHORT) | (away < n) | (away > out - begin):  # one question, since the answer is nearly always no
+            break
+        copy_sixteen_bytes(source, out)
+        at += told & 255
+        out += n
+    return at, out
+
+
+@jit
 def unpack_snappy(at, end, out, size):
     """Unpack the bytes between two addresses into ``size`` bytes and `SPARE`; return whether they are so many."""
     begin, stop = out, out + size
@@ -120,17 +160,16 @@ def unpack_snappy(at, end, out, size):
     if at < 0 or told != size:
         return False
     while at < end:
+        at, out = _by_sixteens(at, end, out, begin, stop)
+        if at == end:
+            break
         tag = np.int64(uint8_at(at, 0))
         at += 1
         if tag & 3 == 0:
-            n = (tag >> 2) + 1
-            if n <= 16 and end - at >= 16 and stop - out >= n:
-                copy_sixteen_bytes(at, out)
-            else:
-                n, at = _literal(n, at, end)
-                if at < 0 or n > stop - out:
-                    return False
-                copy_block(out, at, n)
+            n, at = _literal((tag >> 2) + 1, at, end)
+            if at < 0 or n > stop - out:
+                return False
+            copy_block(out, at, n)
             at += n
             out += n
             continue
