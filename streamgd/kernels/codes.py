@@ -21,6 +21,7 @@ from .tiles import LANES
 #: Widest codes of which four bytes hold each wherever it begins, and bytes that are read for sixteen.
 WIDEST, _READ = 25, 64
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
+_PAIRS = ir.VectorType(_I64, LANES // 2)
 _CODES, _BYTES = ir.VectorType(_I32, LANES), ir.VectorType(ir.IntType(8), _READ)
 
 
@@ -80,12 +81,14 @@ def look_up_sixteen(typing_context: Any, address: Any, width: Any, table: Any, l
                 cells = builder.load(builder.inttoptr(begin, _CODES.as_pointer()), align=1)
                 builder.store(cells, place, align=4)
             with otherwise:
-                cells = ir.Constant(_CODES, ir.Undefined)
+                # Two codes leave the vector together, and cells do not come back into one: either takes a port that all
+                # of it has to pass. Gathering does not, but many processors were made slow at it.
+                pairs = builder.bitcast(codes, _PAIRS)
                 for lane in range(LANES):
-                    code = builder.zext(builder.extract_element(codes, _I32(lane)), _I64)
+                    pair = builder.extract_element(pairs, _I32(lane // 2))
+                    code = builder.lshr(pair, _I64(32)) if lane % 2 else builder.and_(pair, _I64((1 << 32) - 1))
                     cell = number_at(builder, _I32, table, code, align=1)
-                    cells = builder.insert_element(cells, cell, _I32(lane))
-                builder.store(cells, place, align=4)
+                    builder.store(cell, builder.gep(builder.inttoptr(out, _I32.as_pointer()), [_I64(lane)]), align=4)
         return builder.icmp_unsigned("==", bad, ir.IntType(LANES)(0))
 
     return types.boolean(*[types.int64] * 5), codegen
