@@ -17,12 +17,9 @@ import numpy as np
 from .codes import look_up, word_at
 from .intrinsics import (
     address_of,
-    copy_line,
-    eight_bytes_at,
     four_bytes_at,
     jit,
     kernel,
-    lowest_one,
     ones,
     put_eight_bytes,
     put_uint32,
@@ -30,6 +27,7 @@ from .intrinsics import (
     uint32_at,
 )
 from .plain import filled
+from .spread import spread
 from .tiles import LANES, finish_streams, stream_cells, stream_numbers, transpose_cells
 
 #: A page: address and end of its bytes, values and nulls with them, whether they are codes, whether bits say which are
@@ -222,37 +220,6 @@ def _cells(columns, k, n, out):
 
 
 @jit
-def _spread(dense, bits, n, missing, out):
-    """Write n cells: the next of those that are there where a bit is 1, what stands for null where it is 0.
-
-    From null to null, cells are copied by sixteens, more than are there: what comes after is written later. Up to 15
-    are read after the last. That a value is null is as likely as not, so no branch asks for it: a wrong guess costs
-    5 ns.
-    """
-    first = np.int64(0)
-    while first + 64 + LANES <= n:
-        nulls, row = ~eight_bytes_at(bits + (first >> 3)), first
-        while nulls != 0:
-            null = first + lowest_one(nulls)
-            copy_line(dense, out + 4 * row)  # also if there is none between two nulls
-            for i in range(row + LANES, null, LANES):
-                copy_line(dense + 4 * (i - row), out + 4 * i)
-            put_uint32(out, null, missing)
-            dense += 4 * (null - row)
-            row, nulls = null + 1, nulls & (nulls - np.uint64(1))
-        first += 64
-        for i in range(row, first, LANES):
-            copy_line(dense + 4 * (i - row), out + 4 * i)
-        dense += 4 * (first - row)
-    while first < n:
-        present = np.uint32(uint8_at(bits, first >> 3) >> np.uint8(first & 7)) & np.uint32(1)
-        there = np.uint32(0) - present
-        put_uint32(out, first, (uint32_at(dense, 0) & there) | (missing & ~there))
-        dense += 4 * np.int64(present)
-        first += 1
-
-
-@jit
 def read_rows(columns, k, pages, n, bits, dense, out):
     """Write the cells of the next n rows of a column to an address; return False if there are not so many."""
     while n > 0:
@@ -265,7 +232,7 @@ def read_rows(columns, k, pages, n, bits, dense, out):
         if present < 0 or not _cells(columns, k, present, out if present == m else dense):
             return False
         if present < m:
-            _spread(dense, bits, m, np.uint32(columns[k, MISSING]), out)
+            spread(dense, bits, m, np.uint32(columns[k, MISSING]), out)
             columns[k, NULL_ROWS] += m - present
         columns[k, LEFT] -= m
         n -= m
