@@ -32,7 +32,7 @@ from .losses import Loss
 from .memory import job_limit, process_bytes
 from .memoryplan import MemoryPlan, Table, plan_memory
 from .model import Model
-from .slotorder import AT_HAND, HASHES_A_SLOT, SHARED, SlotOrder
+from .slotorder import AT_HAND, EVERY, SHARED, SlotOrder
 
 #: Rows that are expected of data that come in lots, and the least bits of hashes for them.
 ENDLESS_ROWS, ENDLESS_HASH_BITS = 1_000_000, 18
@@ -105,8 +105,8 @@ class Job:
         """How many of the most common slots every mini-batch goes through. The same for all that are trained beside."""
         if self.encoder.dictionaries.order is None or not self.config.method.rests:
             return 0
-        hashes = self.batch_rows * (self.encoder.layout.n_index + self.scales.words)
-        return int(min(len(self.scales.common), self.encoder.spec.n_slots, AT_HAND, hashes // HASHES_A_SLOT))
+        often = self.scales.common_rows * float(EVERY * self.batch_rows) >= self.scales.sampled
+        return min(int(often.sum()), self.encoder.spec.n_slots, AT_HAND)
 
     @cached_property
     def problem(self) -> Problem:
@@ -245,8 +245,7 @@ def prepare(
     rows, row_groups = ENDLESS_ROWS if endless else labels.rows, int(np.count_nonzero(source.manifest.rows))
     polish = 0 if endless else config.polish_passes(loss, labels.rows, row_groups, labels.clustering)
     if config.streams > 1 or config.by_passes or polish:
-        seen = replace(seen, scales=replace(seen.scales, common=seen.scales.common[:SHARED]))
-        scales = replace(scales, common=seen.scales.common)
+        seen, scales = replace(seen, scales=seen.scales.with_common(SHARED)), scales.with_common(SHARED)
     job = Job(
         config=config,
         target=target,

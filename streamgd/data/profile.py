@@ -81,6 +81,8 @@ class Scales:
         Rows of the sample.
     common : ndarray of uint32
         The most common hashes of categories, the most common first; none where rows cannot hold places of slots.
+    common_rows : ndarray of uint32
+        How many rows of the sample have each of them.
     """
 
     mean: NDArray[np.float64]
@@ -93,6 +95,11 @@ class Scales:
     varied: tuple[str, ...]
     sampled: int
     common: NDArray[np.uint32]
+    common_rows: NDArray[np.uint32]
+
+    def with_common(self, most: int) -> Scales:
+        """The same with no more than so many of the most common hashes."""
+        return replace(self, common=self.common[:most], common_rows=self.common_rows[:most])
 
     def with_indicators(self, places: NDArray[np.int64]) -> Scales:
         """Scales with those of 0/1 features that say where the features at ``places`` are missing."""
@@ -212,13 +219,14 @@ class _Counts(NamedTuple):
         return self.words / max(1, self.rows)
 
 
-def _most_common(counts: Sequence[_Counts]) -> NDArray[np.uint32]:
-    """The hashes that occur most often, and more than once; the most common first."""
+def _most_common(counts: Sequence[_Counts]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """The hashes that occur most often, and more than once, and how often; the most common first."""
     if not counts:
-        return _NONE
+        return _NONE, _NONE
     tally = _Tally.sum([one.often for one in counts])
     again = tally.of_these(np.flatnonzero(tally.times > 1))
-    return again.hashes[again.by_times()[:MOST_COMMON]]
+    found = again.of_these(again.by_times()[:MOST_COMMON])
+    return found.hashes, found.times.astype(np.uint32)
 
 
 def _expected(times: NDArray[np.int64], share: float) -> float:
@@ -287,6 +295,7 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
     if counts:
         distinct = _expected(_Tally.sum([one.categories for one in counts]).times, share) * (1 << zeros)
         distinct += _expected(_Tally.sum([one.grams for one in counts]).times, share) * (1 << ZEROS)
+    often, often_rows = _most_common(counts)
     labels = zip(encoder.spec.group("index"), counts[0].varied if counts else (), strict=False)
     return Scales(
         mean=moments.mean,
@@ -296,9 +305,10 @@ def measure_scales(source: Source, encoder: Encoder, *, seed: int, n_jobs: int =
         distinct=int(distinct),
         words=sum(one.words for one in counts) / max(1, sum(one.rows for one in counts)),
         most_words=max((one.mean for one in counts), default=0.0),
-        varied=tuple(column.label for column, often in labels if often and column.kind == "category"),
+        varied=tuple(column.label for column, many in labels if many and column.kind == "category"),
         sampled=sampled,
-        common=_most_common(counts),
+        common=often,
+        common_rows=often_rows,
     )
 
 

@@ -85,6 +85,8 @@ class Seen:
         given = value["scales"]
         length = len(given["mean"])
         varied = given["varied"]
+        if len(given["common_rows"]) != len(given["common"]):
+            raise ValueError("the common hashes are not as many as their numbers of rows")
         if not isinstance(varied, list) or not all(isinstance(name, str) for name in varied):
             raise ValueError("the names of columns are not texts")
         scales = Scales(
@@ -95,6 +97,7 @@ class Seen:
             varied=tuple(varied),
             sampled=_count(given["sampled"]),
             common=_hashes(given["common"]),
+            common_rows=_hashes(given["common_rows"]),
         )
         return cls(labels, scales, tuple((_count(shard), _count(index)) for shard, index in value["left_out"]))
 
