@@ -21,7 +21,21 @@ def _rotate(x, bits):
 
 
 @jit
-def _finish(h):
+def mixed(word):
+    """What four bytes of a string, or those that are left of it, are to its hash."""
+    return np.uint32(_rotate(np.uint32(word * _C1), 15) * _C2)
+
+
+@jit
+def with_word(h, word):
+    """The hash with four bytes more."""
+    return np.uint32(_rotate(np.uint32(h ^ mixed(word)), 13) * np.uint32(5) + np.uint32(0xE6546B64))
+
+
+@jit
+def finished(h, size):
+    """The hash of so many bytes, when all are mixed in."""
+    h = np.uint32(h ^ np.uint32(size))
     h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
     h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
     return np.uint32(h ^ (h >> np.uint32(16)))
@@ -33,24 +47,20 @@ def murmur(address, n, seed):
     h = np.uint32(seed)
     i = 0
     while i + 4 <= n:
-        k = four_bytes_at(address + i)
-        h = np.uint32(h ^ np.uint32(_rotate(np.uint32(k * _C1), 15) * _C2))
-        h = np.uint32(_rotate(h, 13) * np.uint32(5) + np.uint32(0xE6546B64))
+        h = with_word(h, four_bytes_at(address + i))
         i += 4
     if i < n:  # of most codes and numbers nothing is left, and what asks less is a fifth faster
         k = np.uint32(0)
         for place in range(n - i):
             k |= np.uint32(np.uint32(uint8_at(address, i + place)) << np.uint32(8 * place))
-        h = np.uint32(h ^ np.uint32(_rotate(np.uint32(k * _C1), 15) * _C2))
-    return _finish(np.uint32(h ^ np.uint32(n)))
+        h = np.uint32(h ^ mixed(k))
+    return finished(h, n)
 
 
 @jit
 def combine(left, right):
     """Hash of two hashes, in order: MurmurHash3 of the four bytes of ``right`` with ``left`` as seed."""
-    h = np.uint32(left ^ np.uint32(_rotate(np.uint32(right * _C1), 15) * _C2))
-    h = np.uint32(_rotate(h, 13) * np.uint32(5) + np.uint32(0xE6546B64))
-    return _finish(np.uint32(h ^ np.uint32(4)))
+    return finished(with_word(left, right), 4)
 
 
 @kernel
