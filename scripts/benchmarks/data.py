@@ -52,7 +52,7 @@ KINDS = {
         least=4_096,
         shards=4,
         row_group=131_072,
-        slow=2_097_152,  # to begin a table of 4 million weights is 4 % of it, and a fifth of half a million rows
+        slow=2_097_152,  # to begin a table of 4 million weights is 5 % of it, and a fifth of half a million rows
     ),
     "text": Kind(
         "one column of about 200 words a row, of a vocabulary of 50,000, and an int8 target",
