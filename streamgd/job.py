@@ -105,6 +105,7 @@ class Job:
         """How many of the most common slots every mini-batch goes through. The same for all that are trained beside."""
         if self.encoder.dictionaries.order is None or not self.config.method.rests:
             return 0
+        # As a float, since a mini-batch of all rows is longer than any integer of an array.
         often = self.scales.common_rows * float(EVERY * self.batch_rows) >= self.scales.sampled
         return min(int(often.sum()), self.encoder.spec.n_slots, AT_HAND)
 

@@ -96,8 +96,8 @@ class Seen:
             most_words=_number(given["most_words"]),
             varied=tuple(varied),
             sampled=_count(given["sampled"]),
-            common=_hashes(given["common"]),
-            common_rows=_hashes(given["common_rows"]),
+            common=_counts(given["common"]),
+            common_rows=_counts(given["common_rows"]),
         )
         return cls(labels, scales, tuple((_count(shard), _count(index)) for shard, index in value["left_out"]))
 
@@ -114,10 +114,10 @@ def _number(value: object) -> float:
     return float(value)
 
 
-def _hashes(values: list[object]) -> NDArray[np.uint32]:
+def _counts(values: list[object]) -> NDArray[np.uint32]:
     found = np.array([_count(value) for value in values], np.int64)
     if len(found) and found.max() >> 32:
-        raise ValueError("a hash has more than 32 bits")
+        raise ValueError("a number has more than 32 bits")
     return found.astype(np.uint32)
 
 

@@ -83,12 +83,12 @@ def look_up_sixteen(typing_context: Any, address: Any, width: Any, table: Any, l
             with otherwise:
                 # Two codes leave the vector together, and cells do not come back into one: either takes a port that all
                 # of it has to pass. Gathering does not, but many processors were made slow at it.
-                pairs = builder.bitcast(codes, _PAIRS)
+                pairs, places = builder.bitcast(codes, _PAIRS), builder.inttoptr(out, _I32.as_pointer())
                 for lane in range(LANES):
                     pair = builder.extract_element(pairs, _I32(lane // 2))
                     code = builder.lshr(pair, _I64(32)) if lane % 2 else builder.and_(pair, _I64((1 << 32) - 1))
                     cell = number_at(builder, _I32, table, code, align=1)
-                    builder.store(cell, builder.gep(builder.inttoptr(out, _I32.as_pointer()), [_I64(lane)]), align=4)
+                    builder.store(cell, builder.gep(places, [_I64(lane)]), align=4)
         return builder.icmp_unsigned("==", bad, ir.IntType(LANES)(0))
 
     return types.boolean(*[types.int64] * 5), codegen
