@@ -281,7 +281,7 @@ def test_hashed_weights_are_combined_as_dense_ones(name: str, seed: int, outputs
 
 
 def test_the_penalty_catches_up_before_weights_are_combined() -> None:
-    """A slot that one partition met early and the other late: each as it would be read, but for the last step."""
+    """A slot that one partition met early and the other late: each as it would be read."""
     optimizer = OPTIMIZERS["sgd"]
     what = problem(optimizer, l2=0.5)._replace(schedule_args=(0.1, 0.25, 100.0, 0.0))
     tables = [np.zeros((2, 4), np.float32) for _ in range(3)]

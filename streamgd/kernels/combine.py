@@ -71,7 +71,7 @@ def combine_dense(problem, settings, step, share, spread, start, start_slots, le
 
 @strict
 def _slot(problem, eta, table, marks, slot, c, outputs, step):
-    """Weight of a slot as its next visit will find it but for the penalty of the last step, and its states."""
+    """Weight of a slot as its next visit will find it, and its states."""
     slots = problem.slots
     w = np.float64(table[slot, c])
     a = np.float64(table[slot, outputs + c]) if slots > 0 else 0.0

@@ -155,7 +155,8 @@ def drain(
     params,  # float64[c, p + 1]: weights of scaled dense features, then the intercept, of each output
     slots,  # float64[2, c, p + 1]: optimizer state
     carry,  # float64[c, p + 1]: gradient sums of the mini-batch that is under way
-    table,  # float32[2^bits, cells of a slot]: weights of hashed features and their state, or None
+    table,  # float32[2^bits, cells of a slot]: weights of hashed features and their state, or None; no mini-batch has
+    # left out those at hand
     marks,  # the same as int32
     touched,  # int64[k]: slots that the mini-batch under way has touched
     counters,  # int64[4]: steps, rows, rows carried, slots touched
@@ -243,7 +244,7 @@ def drain(
             # Finite as float64, they may not be so as the float32 that meet the rows.
             if not still_finite(paces, counters, failed):
                 break
-            if table is not None:
+            if table is not None and problem.rare is not None:  # FTRL-Proximal has states of each rate
                 settle_slots(
                     problem, settings, paces, few, few_marks, np.int64(0), at_hand, counters[STEP], outputs, room
                 )
@@ -312,6 +313,7 @@ def drain(
         counters[ROWS] += n
         i += n
     if table is not None:
+        few_marks[:at_hand] = np.int32(np.uint32(counters[STEP] + np.int64(counters[CARRIED] > 0)))
         return_slots(table, address_of(first_slots), at_hand, few, np.int64(0), outputs)
         keep(first_slots)
     keep((of_cells, of_outputs, of_rows, of_models, of_margins))

@@ -158,7 +158,7 @@ class Table:
     """A table of hashed weights as dense vectors over its slots: weights, state, gradients, and when last touched.
 
     In steps that do not touch a slot its gradient is no gradient of 0 but none: its state stays as it is. The penalty
-    pulls it for all of them at once when it is touched again or read.
+    pulls it in the steps that do, and for all others at once when it is touched again or read.
     """
 
     def __init__(self, table: NDArray[Any], marks: NDArray[Any], problem: Any, outputs: int) -> None:
@@ -172,7 +172,7 @@ class Table:
         self.mark = marks[:, -1].view(np.uint32)
 
     def elapsed(self, slots: NDArray[np.int64], step: int) -> NDArray[np.int64]:
-        """Steps since slots were touched, before a step; 0 if never."""
+        """Steps since slots were touched, that one too, before a step; 0 if never, or by the mini-batch under way."""
         mark = self.mark[slots].astype(np.int64)
         return np.where(mark == 0, 0, (step + 1 - mark) % 2**32)[:, np.newaxis]
 
@@ -186,10 +186,10 @@ class Table:
 
     def settled(self, slots: NDArray[np.int64], step: int) -> Floats:
         """Weights of slots before a step."""
-        problem, elapsed, rates = self.problem, self.elapsed(slots, step), self.rates(slots, step)
+        problem, late, rates = self.problem, self.elapsed(slots, step) - 1, self.rates(slots, step)
         l1, l2 = np.array(problem.l1), np.array(problem.l2)
         parts = [part[slots].astype(np.float64) for part in (self.w, self.a, self.b)]
-        return settled(problem.optimizer, problem.optimizer_args, rates, step, l1, l2, elapsed, *parts)
+        return settled(problem.optimizer, problem.optimizer_args, rates, step, l1, l2, late, *parts)
 
     def touch(self, slots: NDArray[np.int64], step: int) -> None:
         """Make slots ready for a mini-batch."""
@@ -206,7 +206,10 @@ class Table:
         at = self.touched(step)
         parts = [part[at].astype(np.float64) for part in (self.g, self.w, self.a, self.b)]
         parts[0] *= share
-        w, a, b = advance(self.problem.optimizer, self.problem.optimizer_args, eta, step, *parts)
+        optimizer, args = self.problem.optimizer, self.problem.optimizer_args
+        w, a, b = advance(optimizer, args, eta, step, *parts)
+        l1, l2 = np.array(self.problem.l1), np.array(self.problem.l2)
+        w = settled(optimizer, args, eta, step + 1, l1, l2, 1, w, a, b)
         with np.errstate(over="ignore"):
             self.w[at], self.a[at], self.b[at], self.g[at] = w, a, b, 0
         return float(np.abs(self.w[at].astype(np.float64)).sum())

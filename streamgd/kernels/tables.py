@@ -2,8 +2,9 @@
 
 A slot holds, side by side so that one access brings all: the weight of each output, the optimizer's state of each,
 the gradient of the mini-batch under way, and last the number of the mini-batch that touched it last (its lower 32
-bits; 0: none has). That is how a slot knows for how many steps the penalty still has to pull it: it does when the
-slot is touched again or read.
+bits; 0: none has). The penalty of a step pulls with it the slots that its mini-batch has touched. Of all others the
+number tells for how many steps it still has to: it does when the slot is touched again or read. So it is never late for
+the slots at hand, which every mini-batch touches.
 The slots that a mini-batch has touched are listed; if they are more than the list can hold, all are looked through.
 So neither the length of the list nor the cutting of a mini-batch changes a result (the length, only how the sum of
 `squared_norm` is rounded).
@@ -22,7 +23,7 @@ from .few import bring_slots, few_slots, marks_of
 from .intrinsics import address_of, float32_at, jit, keep, kernel, prefetch, strict, uint32_at
 from .problem import configured, in_single_precision
 from .slots import hashes_of
-from .updates import FTRL, advance, learning_rate, rebased, settled
+from .updates import FTRL, learning_rate, rebased, settled, stepped
 
 #: Slots that are worked on together.
 ROOM = 256
@@ -54,8 +55,14 @@ def list_touched(few_marks, slots_at, n, touched, counters):
 
 @strict
 def _since(mark, step):
-    """Steps since a slot was touched, before a step; 0 if never."""
+    """Steps since a slot was touched, that one too, before a step; 0 if never, or by the mini-batch under way."""
     return np.uint32(step + 1 - np.int64(mark)) if mark != 0 else np.uint32(0)
+
+
+@strict
+def _late(mark, step):
+    """Steps whose penalty has not pulled a slot."""
+    return max(_since(mark, step), np.uint32(1)) - np.uint32(1)
 
 
 @strict
@@ -63,18 +70,17 @@ def _settle(problem, eta, step, n, marks, w, a, b):
     """Let the penalty catch up on n weights of slots touched as ``marks`` (int32) say."""
     if problem.rare is not None and problem.optimizer == FTRL:
         for k in range(n):
-            elapsed = np.int64(_since(marks[k], step))
-            rate = last_rate(problem, eta, step, elapsed)
+            rate = last_rate(problem, eta, step, np.int64(_since(marks[k], step)))
             x, y, z = np.float64(w[k]), np.float64(a[k]), np.float64(b[k])
-            x = settled(problem, rate, step, problem.l1, problem.l2, elapsed, x, y, z)
+            x = settled(problem, rate, step, problem.l1, problem.l2, np.int64(_late(marks[k], step)), x, y, z)
             w[k] = x
             if rate != eta:
                 a[k] = rebased(problem, rate, eta, x, y, z)
     else:
         single, pace = in_single_precision(problem), np.float32(eta)
         for k in range(n):
-            since = np.float32(_since(marks[k], step))
-            w[k] = settled(single, pace, step, single.l1, single.l2, since, w[k], a[k], b[k])
+            late = np.float32(_late(marks[k], step))
+            w[k] = settled(single, pace, step, single.l1, single.l2, late, w[k], a[k], b[k])
 
 
 @strict
@@ -82,7 +88,7 @@ def _step(problem, eta, share, step, n, g, w, a, b):
     """One step of n weights along their gradient sums, which are 0 then; return whether all are finite as float32."""
     wild, single, pace, part = False, in_single_precision(problem), np.float32(eta), np.float32(share)
     for k in range(n):
-        x, y, z = advance(single, pace, step, g[k] * part, w[k], a[k], b[k])
+        x, y, z = stepped(single, pace, step, single.l1, single.l2, g[k] * part, w[k], a[k], b[k])
         w[k], a[k], g[k] = x, y, 0
         if problem.rare is not None:
             b[k] = z

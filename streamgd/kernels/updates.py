@@ -116,6 +116,24 @@ def advance(problem, eta, step, g, w, a, b):
 
 
 @strict
+def stepped(problem, eta, step, l1, l2, g, w, a, b):
+    """One step along a gradient and what the penalty pulls in it: the weight and its state.
+
+    Without L1, along g by eta / c and shrunk by 1 + l2 eta / c, a weight is w - (eta g + eta l2 w) / (c + eta l2). So it
+    takes one division, not three, and is rounded once, however small both pulls are beside it.
+    """
+    if problem.l1 == 0.0 and problem.optimizer in COMMON:
+        pull = min(eta * l2, _LARGE)
+        toward = eta * g + pull * w
+        if problem.optimizer == SGD:
+            return w - toward * (_ONE / (_ONE + pull)), a, b
+        a += g * g
+        return w - toward / (np.sqrt(a) + problem.optimizer_args[EPSILON] + pull), a, b
+    w, a, b = advance(problem, eta, step, g, w, a, b)
+    return settled(problem, eta, step + 1, l1, l2, _ONE, w, a, b), a, b
+
+
+@strict
 def _advance_rare(problem, eta, step, g, w, a, b):
     if problem.optimizer == MOMENTUM:
         a = problem.optimizer_args[BETA_1] * a + g
@@ -150,19 +168,15 @@ def update(problem, before, eta, step, spread, gradient, params, a_row, b_row):
     All arrays are float64[p + 1]; ``a_row`` and ``b_row`` are the state. The penalty is of weights times ``spread``,
     which is 0 for the intercept. Return whether all weights are finite.
     """
-    # Two loops, and fewer arrays that may overlap, are vector code.
+    wild = False
     for j in range(len(params)):
         w, a, b = params[j], a_row[j], b_row[j]
         if problem.rare is not None and problem.optimizer == FTRL and before != eta:
             a = rebased(problem, before, eta, w, a, b)
-        w, a, b = advance(problem, eta, step, gradient[j], w, a, b)
+        l1, l2 = problem.l1 * spread[j], problem.l2 * spread[j] * spread[j]
+        w, a, b = stepped(problem, eta, step, l1, l2, gradient[j], w, a, b)
         params[j], a_row[j] = w, a
         if problem.rare is not None:
             b_row[j] = b
-    wild, once = False, np.float64(1)
-    for j in range(len(params)):
-        l1, l2 = problem.l1 * spread[j], problem.l2 * spread[j] * spread[j]
-        w = settled(problem, eta, step + 1, l1, l2, once, params[j], a_row[j], b_row[j])
-        params[j] = w
         wild |= not abs(w) < np.inf
     return not wild

@@ -141,9 +141,10 @@ class Problem:
                 state.table[:, : (1 + self.optimizer.slots) * c] = rng.uniform(
                     0.1, 0.5, (len(state.table), (1 + self.optimizer.slots) * c)
                 )
-                state.table.view(np.int32)[:, -1] = rng.integers(0, state.counters[STEP] + 1, len(state.table))
-                unseen = state.table.view(np.int32)[:, -1] == 0
-                state.table[unseen] = 0
+                marks = state.table.view(np.int32)[:, -1]
+                marks[:] = rng.integers(0, state.counters[STEP] + 1, len(marks))
+                marks[: self.at_hand] = state.counters[STEP]
+                state.table[marks == 0] = 0
         return state
 
     def run(self, state, start=0, stop=None, last=False, *, kernel=drain, side_by_side=None):
