@@ -91,7 +91,7 @@ class Job:
         visits = self.labels.rows * (layout.n_index + self.scales.words)
         return max(1, int(64 / max(2.0, min(64.0, VISITS_A_SNAPSHOT * visits / slots))))
 
-    @property
+    @cached_property
     def table(self) -> Table:
         """Shape of the table of hashed weights."""
         config, slots = self.config, self.encoder.spec.n_slots

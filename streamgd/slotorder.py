@@ -27,7 +27,7 @@ SHARED = 1 << 13
 #: Those stay at hand for the one that learns that come in every so many mini-batches, but no more than so many: each
 #: step goes through all of them, whatever its rows have, which takes a tenth of listing one and bringing it. Of a click
 #: log these are 8,000; with half as many later epochs take 10 % more time, and 12,000 are no better.
-EVERY, AT_HAND = 5, 1 << 13
+EVERY, AT_HAND = 10, 1 << 14
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,7 +146,7 @@ def learn(
         boundary = calls.end(window, start)
         stop = cut(start, boundary)
         for listed in lister.stretches(job, window, start, stop, int(state.counters[CARRIED]), calls.end):
-            drain(
+            going = drain(
                 listed.rows,
                 listed.rows.view(np.uint32) if state.table is not None else None,
                 listed.unique,
@@ -173,7 +173,7 @@ def learn(
                 state.totals,
                 state.failed,
             )
-            if (state.failed >= 0).all():
+            if not going:
                 raise TrainingDiverged(
                     f"step {state.failed.max()} (epoch {window.epoch + 1}) made a weight infinite or NaN. The learning "
                     f"rate is likely too large for these data: try a tenth of eta0={job.eta0:g}, a larger batch_size, "

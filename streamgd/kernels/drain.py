@@ -163,7 +163,7 @@ def drain(
     totals,  # float64[models, 2]: sum of losses before learning, sum of weights
     failed,  # int64[models]: step that made a weight of a model infinite or NaN, or -1
 ):
-    """Train on a range of rows, as long as a model has finite weights."""
+    """Train on a range of rows, as long as a model has finite weights; return whether one still has."""
     rows, cells, order, settings, factor = lent(rows), lent(cells), lent(order), lent(settings), lent(factor)
     inverse_scale, spread, params, slots = lent(inverse_scale), lent(spread), lent(params), lent(slots)
     carry, marks, touched, counters = lent(carry), lent(marks), lent(touched), lent(counters)
@@ -199,7 +199,7 @@ def drain(
     held, held_at = np.int64(-1), np.int64(0)  # slots of a whole mini-batch
     stale = True
     left = np.int64(0)  # rows of a stretch, whose slots are in ``few``
-    i = start
+    i, going = start, True
     while True:
         if counters[CARRIED] == problem.batch_size or (last and i == stop and counters[CARRIED] > 0):
             going = finish_batch(
@@ -242,7 +242,8 @@ def drain(
                     largest += abs(weights[c, j])
                 paces[c // classes, 2] += largest
             # Finite as float64, they may not be so as the float32 that meet the rows.
-            if not still_finite(paces, counters, failed):
+            going = still_finite(paces, counters, failed)
+            if not going:
                 break
             if table is not None and problem.rare is not None:  # FTRL-Proximal has states of each rate
                 settle_slots(
@@ -317,6 +318,7 @@ def drain(
         return_slots(table, address_of(first_slots), at_hand, few, np.int64(0), outputs)
         keep(first_slots)
     keep((of_cells, of_outputs, of_rows, of_models, of_margins))
+    return going
 
 
 @kernel

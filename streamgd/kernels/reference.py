@@ -269,8 +269,8 @@ def drain(
     counters: NDArray[np.int64],
     totals: Floats,
     failed: NDArray[np.int64],
-) -> None:
-    """Train one model on rows ``order[start:stop]``."""
+) -> bool:
+    """Train one model on rows ``order[start:stop]``; return whether its weights are finite."""
     p = params.shape[1] - 1
     hashed = None if table is None else Table(table, marks, problem, len(params))
     while start < stop or (last and counters[CARRIED]):
@@ -305,9 +305,10 @@ def drain(
         ended = counters[CARRIED] == problem.batch_size or (last and start == stop)
         if ended and not _finish(problem, inverse_scale, spread, params, slots, carry, hashed, counters):
             failed[0] = counters[STEP]
-            return
+            return False
     if hashed is not None:
         counters[TOUCHED] = np.count_nonzero(hashed.touched(int(counters[STEP])) >= problem.at_hand)
+    return True
 
 
 def _finish(

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .few import bring_slots, few_slots, marks_of
-from .intrinsics import address_of, float32_at, jit, keep, kernel, prefetch, strict, uint32_at
+from .few import bring_neighbours, few_slots, marks_of
+from .intrinsics import address_of, float32_at, jit, kernel, prefetch, strict, uint32_at
 from .problem import configured, in_single_precision
 from .slots import hashes_of
 from .updates import FTRL, learning_rate, rebased, settled, stepped
@@ -305,19 +305,16 @@ def update_slots(problem, settings, paces, few, begin, end, step, outputs, room)
 def _average_single(problem, eta, step, table, share, average):
     """`average_table` of one output, whose average is float32[slots]: as vector code, which passes over no slot."""
     few = few_slots(ROOM, table.shape[1], None)
-    few_marks, numbers = marks_of(few, table.shape[1], None), np.empty(ROOM, np.uint32)
+    few_marks = marks_of(few, table.shape[1], None)
     w, a, b = _rows_of(few, 0, problem.slots)
     for first in range(0, len(table), ROOM):
         n = min(ROOM, len(table) - first)
-        for k in range(n):
-            numbers[k] = first + k
-        bring_slots(table, address_of(numbers), n, np.int64(0), few, np.int64(0), None)  # neighbours come unasked
+        bring_neighbours(table, first, n, few)
         _settle(problem, eta, step, n, few_marks, w, a, b)
         some = average[first : first + n]
         for k in range(n):
             entering = share if few_marks[k] != 0 else 0.0
             some[k] = np.float32(some[k] + entering * (w[k] - some[k]))
-    keep(numbers)
 
 
 @strict

@@ -150,7 +150,7 @@ class Problem:
     def run(self, state, start=0, stop=None, last=False, *, kernel=drain, side_by_side=None):
         stop = self.n if stop is None else stop
         table, cells, at = state.table, self.rows.view(np.uint32), self.layout.cells
-        kernel(
+        going = kernel(
             self.rows,
             None if table is None else cells,
             *listed(cells, self.order, start, stop, at, table, self.batch_size, state.counters, self.at_hand),
@@ -175,6 +175,7 @@ class Problem:
             state.totals,
             state.failed,
         )
+        assert going == (state.failed < 0).any()
         return state.failed[0]
 
 
