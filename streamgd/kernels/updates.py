@@ -119,8 +119,8 @@ def advance(problem, eta, step, g, w, a, b):
 def stepped(problem, eta, step, l1, l2, g, w, a, b):
     """One step along a gradient and what the penalty pulls in it: the weight and its state.
 
-    Without L1, along g by eta / c and shrunk by 1 + l2 eta / c, a weight is w - (eta g + eta l2 w) / (c + eta l2). So it
-    takes one division, not three, and is rounded once, however small both pulls are beside it.
+    Moved along g by eta / c and shrunk by 1 + l2 eta / c, a weight is w - (eta g + eta l2 w) / (c + eta l2). So without
+    L1 it takes one division, not three, and is rounded once, however small both pulls are beside it.
     """
     if problem.l1 == 0.0 and problem.optimizer in COMMON:
         pull = min(eta * l2, _LARGE)
