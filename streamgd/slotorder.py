@@ -25,8 +25,9 @@ MOST_COMMON = 1 << 16
 #: So many of a job that a cluster may share out: what is fixed for it goes with each task, if it is small.
 SHARED = 1 << 13
 #: Those stay at hand for the one that learns that come in every so many mini-batches, but no more than so many: each
-#: step goes through all of them, whatever its rows have, which takes a tenth of listing one and bringing it. Of a click
-#: log these are 8,000; with half as many later epochs take 10 % more time, and 12,000 are no better.
+#: step goes through all of them, whatever its rows have, which takes a thirtieth of listing one, bringing it and taking
+#: it back (0.5 ns of 14). Of a click log these are 13,000; 23,000, of every twentieth mini-batch, are no better, since
+#: weights then fall out of the first cache, and in models side by side each has outputs to go through.
 EVERY, AT_HAND = 10, 1 << 14
 
 

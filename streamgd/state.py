@@ -124,7 +124,7 @@ class State:
 
         def enter(slots: range) -> None:
             part = slice(slots.start, slots.stop)
-            average_table(problem, table[part], marks[part], counters, outputs, first, share, average[part])
+            average_table(problem, table[part], counters, outputs, first, share, average[part])
 
         parts = consecutive(len(table), min(n_jobs, len(table) // SLOTS_A_THREAD))
         if len(parts) == 1:

@@ -30,6 +30,7 @@ from .tables import (
     STEP,
     TOUCHED,
     list_touched,
+    room_for_some,
     settle_slots,
     squared_norm,
     table_gradient,
@@ -182,7 +183,7 @@ def drain(
     y, w, value, class_sums = lent(of_rows[0]), lent(of_rows[1]), lent(of_rows[2]), lent(of_rows[3])
     z, derivative = lent(of_margins[0]), lent(of_margins[1])
     if table is not None:
-        room, sums = np.zeros((4, ROOM), np.float32), np.empty(len(params), np.float32)
+        room, sums = room_for_some(table.shape[1]), np.empty(len(params), np.float32)
         unique_at, places_at, most, listed = address_of(unique), address_of(places), np.int64(ROOM), np.int64(0)
         stretch, found, together, alone = 0, np.int64(0), stretch_rows(rows.shape[1], at, table.shape[1]), False
         for k in range(len(counts)):
@@ -190,12 +191,13 @@ def drain(
             listed += counts[k]
         ask_first(table, unique_at, listed, outputs)
         at_hand = np.int64(problem.at_hand)
+        settling = at_hand if problem.rare is not None else np.int64(0)  # FTRL-Proximal has states of each rate
         few = few_slots(at_hand + most, table.shape[1], outputs)
         few_marks = marks_of(few, table.shape[1], outputs)
         first_slots = np.arange(at_hand).astype(np.uint32)
         bring_slots(table, address_of(first_slots), at_hand, at_hand, few, np.int64(0), outputs)
-    else:
-        room, sums, few = None, None, None
+    else:  # nothing looks at these, but they must be of the same type
+        room, sums, few = room_for_some(np.int64(256)), np.empty(0, np.float32), few_slots(0, 1, outputs)
     held, held_at = np.int64(-1), np.int64(0)  # slots of a whole mini-batch
     stale = True
     left = np.int64(0)  # rows of a stretch, whose slots are in ``few``
@@ -245,9 +247,9 @@ def drain(
             going = still_finite(paces, counters, failed)
             if not going:
                 break
-            if table is not None and problem.rare is not None:  # FTRL-Proximal has states of each rate
+            if table is not None:
                 settle_slots(
-                    problem, settings, paces, few, few_marks, np.int64(0), at_hand, counters[STEP], outputs, room
+                    problem, settings, paces, few, few_marks, np.int64(0), settling, counters[STEP], outputs, room
                 )
             stale = False
         if table is not None and left == 0:

@@ -126,7 +126,7 @@ def bring_slots(table, slots_at, n, listed, few, first, outputs):
 
 @jit
 def bring_neighbours(table, start, n, few):
-    """Copy slots ``start`` to ``start + n`` - 1 of the table, of one output, to the first of ``few``."""
+    """Copy slots ``start`` to ``start + n`` - 1 of a table to the first of a few, laid out as those of one output."""
     size, row, few_at = table.shape[1] * 4, few.shape[1] * 4, address_of(few)
     k, there = np.int64(0), address_of(table) + np.int64(start) * size
     while k + 4 <= n:
@@ -138,6 +138,23 @@ def bring_neighbours(table, start, n, few):
     while k < n:
         for cell in range(table.shape[1]):
             few[cell, k] = table[start + k, cell]
+        k += 1
+
+
+@jit
+def return_neighbours(table, start, n, few):
+    """Copy them back."""
+    size, row, few_at = table.shape[1] * 4, few.shape[1] * 4, address_of(few)
+    k, there = np.int64(0), address_of(table) + np.int64(start) * size
+    while k + 4 <= n:
+        for at in range(0, size, 16):
+            one = there + at
+            four_slots(few_at + at // 4 * row + 4 * k, row, one, one + size, one + 2 * size, one + 3 * size)
+        there += 4 * size
+        k += 4
+    while k < n:
+        for cell in range(table.shape[1]):
+            table[start + k, cell] = few[cell, k]
         k += 1
 
 

@@ -12,14 +12,14 @@ So neither the length of the list nor the cutting of a mini-batch changes a resu
 The slots of a stretch, which `streamgd.kernels.slots` has listed, are copied to where they lie side by side
 (`streamgd.kernels.few`); all else (penalties of steps past, margins, gradients, the step) knows only the copy. What is
 done for each slot is a loop along contiguous numbers, so that roots and divisions become vector code; of several
-outputs, `ROOM` slots at a time are laid out so.
+outputs, some slots at a time are laid out so.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .few import bring_neighbours, few_slots, marks_of
+from .few import bring_neighbours, few_slots, marks_of, return_neighbours
 from .intrinsics import address_of, float32_at, jit, kernel, prefetch, strict, uint32_at
 from .problem import configured, in_single_precision
 from .slots import hashes_of
@@ -97,54 +97,45 @@ def _step(problem, eta, share, step, n, g, w, a, b):
 
 
 @strict
-def _rows_of(few, begin, slots):
+def _rows_of(few, begin, slots, outputs, output):
     """Weights and states of slots ``begin`` and so on, of one output; a spare row stands for what is not there."""
-    return few[0, begin:], few[1 if slots > 0 else -1, begin:], few[2 if slots > 1 else -1, begin:]
+    a, b = outputs + output if slots > 0 else -1, 2 * outputs + output if slots > 1 else -1
+    return few[output, begin:], few[a, begin:], few[b, begin:]
 
 
-@strict
-def _gather(few, first, n, output, outputs, slots, w, a, b):
-    """Weights and states of one of several outputs of n slots, side by side."""
-    for k in range(n):
-        w[k] = few[first + k, output]
-        if slots > 0:
-            a[k] = few[first + k, outputs + output]
-        if slots > 1:
-            b[k] = few[first + k, 2 * outputs + output]
-
-
-@strict
-def _scatter(few, first, n, output, outputs, slots, w, a, b):
-    for k in range(n):
-        few[first + k, output] = w[k]
-        if slots > 0:
-            few[first + k, outputs + output] = a[k]
-        if slots > 1:
-            few[first + k, 2 * outputs + output] = b[k]
+@jit
+def room_for_some(cells):
+    """Room for slots of several outputs that are worked on together, laid out as those of one are: mostly 16 kB."""
+    return few_slots(max(16, (1 << 12) // cells // 16 * 16), cells, None)
 
 
 @strict
 def settle_slots(problem, settings, paces, few, few_marks, begin, end, step, outputs, room):
     """Let the penalty catch up on slots ``begin`` to ``end`` - 1 of a few that were touched before (the mark is not 0).
 
-    ``paces`` as in `update_slots`, ``room`` is float32[4, ROOM].
+    ``paces`` as in `update_slots`, ``room`` of several outputs as `room_for_some` gives it.
     """
-    slots, w, a, b = problem.slots, room[0], room[1], room[2]
+    slots = problem.slots
     if outputs is None:
         one, eta = configured(problem, settings, np.int64(0)), paces[0, 0]
         if one.l1 != 0.0 or one.l2 != 0.0:
-            w_row, a_row, b_row = _rows_of(few, begin, slots)
-            _settle(one, eta, step, end - begin, few_marks[begin:], w_row, a_row, b_row)
+            w, a, b = _rows_of(few, begin, slots, 1, 0)
+            _settle(one, eta, step, end - begin, few_marks[begin:], w, a, b)
     else:
-        for first in range(begin, end, ROOM):
-            m, marks = min(ROOM, end - first), few_marks[first:]
+        size, marks, pulls = room.shape[1], marks_of(room, few.shape[1], None), False
+        for model in range(len(paces)):
+            one = configured(problem, settings, model)
+            pulls |= one.l1 != 0.0 or one.l2 != 0.0
+        for first in range(begin, end if pulls else begin, size):
+            m = min(size, end - first)
+            bring_neighbours(few, first, m, room)
             for c in range(outputs):
                 model = c // (outputs // len(paces))
                 one, eta = configured(problem, settings, model), paces[model, 0]
                 if one.l1 != 0.0 or one.l2 != 0.0:
-                    _gather(few, first, m, c, outputs, slots, w, a, b)
+                    w, a, b = _rows_of(room, 0, slots, outputs, c)
                     _settle(one, eta, step, m, marks, w, a, b)
-                    _scatter(few, first, m, c, outputs, slots, w, a, b)
+            return_neighbours(few, first, m, room)
     few_marks[begin:end] = np.int32(np.uint32(step + 1))
 
 
@@ -278,78 +269,54 @@ def update_slots(problem, settings, paces, few, begin, end, step, outputs, room)
     """One step of slots ``begin`` to ``end`` - 1 of a few along their gradient sums.
 
     ``paces`` (float64[models, 3]) has the learning rate and the factor of the sums of each model; its third column
-    becomes infinite if a weight is not finite. ``room`` is float32[4, ROOM].
+    becomes infinite if a weight is not finite. ``room`` as in `settle_slots`.
     """
-    slots, w, a, b, g = problem.slots, room[0], room[1], room[2], room[3]
+    slots = problem.slots
     if outputs is None:
         one = configured(problem, settings, np.int64(0))
-        w_row, a_row, b_row = _rows_of(few, begin, slots)
-        if not _step(one, paces[0, 0], paces[0, 1], step, end - begin, few[1 + slots, begin:], w_row, a_row, b_row):
+        w, a, b = _rows_of(few, begin, slots, 1, 0)
+        if not _step(one, paces[0, 0], paces[0, 1], step, end - begin, few[1 + slots, begin:], w, a, b):
             paces[0, 2] = np.inf
     else:
-        place = (1 + slots) * outputs
-        for first in range(begin, end, ROOM):
-            m = min(ROOM, end - first)
+        size, place = room.shape[1], (1 + slots) * outputs
+        for first in range(begin, end, size):
+            m = min(size, end - first)
+            bring_neighbours(few, first, m, room)
             for c in range(outputs):
                 model = c // (outputs // len(paces))
-                _gather(few, first, m, c, outputs, slots, w, a, b)
-                for k in range(m):
-                    g[k], few[first + k, place + c] = few[first + k, place + c], 0
                 one = configured(problem, settings, model)
-                if not _step(one, paces[model, 0], paces[model, 1], step, m, g, w, a, b):
+                w, a, b = _rows_of(room, 0, slots, outputs, c)
+                if not _step(one, paces[model, 0], paces[model, 1], step, m, room[place + c], w, a, b):
                     paces[model, 2] = np.inf
-                _scatter(few, first, m, c, outputs, slots, w, a, b)
+            return_neighbours(few, first, m, room)
 
 
 @strict
-def _average_single(problem, eta, step, table, share, average):
-    """`average_table` of one output, whose average is float32[slots]: as vector code, which passes over no slot."""
-    few = few_slots(ROOM, table.shape[1], None)
-    few_marks = marks_of(few, table.shape[1], None)
-    w, a, b = _rows_of(few, 0, problem.slots)
-    for first in range(0, len(table), ROOM):
-        n = min(ROOM, len(table) - first)
-        bring_neighbours(table, first, n, few)
-        _settle(problem, eta, step, n, few_marks, w, a, b)
-        some = average[first : first + n]
-        for k in range(n):
-            entering = share if few_marks[k] != 0 else 0.0
-            some[k] = np.float32(some[k] + entering * (w[k] - some[k]))
-
-
-@strict
-def _average_several(problem, eta, step, table, marks, outputs, output, share, average):
-    last, slots = marks.shape[1] - 1, problem.slots
-    picked, mark, room = np.empty(ROOM, np.int64), np.empty(ROOM, np.int32), np.zeros((3, ROOM), np.float32)
-    w, a, b = room[0], room[1], room[2]
-    for first in range(0, len(table), ROOM):
-        n = np.int64(0)
-        for k in range(first, min(first + ROOM, len(table))):
-            picked[n], mark[n] = k, marks[k, last]
-            n += marks[k, last] != 0  # most of a large table was never touched
-        for c in range(average.shape[1]):
-            for i in range(n):
-                w[i] = table[picked[i], output + c]
-                if slots > 0:
-                    a[i] = table[picked[i], outputs + output + c]
-                if slots > 1:
-                    b[i] = table[picked[i], 2 * outputs + output + c]
-            _settle(problem, eta, step, n, mark, w, a, b)
-            for i in range(n):
-                before = average[picked[i], c]
-                average[picked[i], c] = np.float32(before + share * (w[i] - before))
+def _enter(n, marks, w, share, average):
+    """Let n weights enter their average, unless their slot was never touched; without a branch it is vector code."""
+    for k in range(n):
+        entering = share if marks[k] != 0 else 0.0
+        average[k] = np.float32(average[k] + entering * (w[k] - average[k]))
 
 
 @kernel
-def average_table(problem, table, marks, counters, outputs, output, share, average):
+def average_table(problem, table, counters, outputs, output, share, average):
     """Let the weights of all slots, with the penalty caught up, enter ``average`` (float32[slots, outputs]).
 
     Of one output, or of those from ``output`` on that ``average`` has room for. Those of slots that were
     never touched do not.
     """
-    step = counters[STEP]
+    step, cells = counters[STEP], table.shape[1]
     eta = learning_rate(problem.schedule, problem.schedule_args, step)
-    if outputs == 1:
-        _average_single(problem, eta, step, table, share, average.reshape(-1))
-    else:
-        _average_several(problem, eta, step, table, marks, outputs, output, share, average)
+    room, single = room_for_some(cells), average.reshape(-1)
+    marks, size = marks_of(room, cells, None), room.shape[1]
+    for first in range(0, len(table), size):
+        n = min(size, len(table) - first)
+        bring_neighbours(table, first, n, room)
+        for c in range(average.shape[1]):
+            w, a, b = _rows_of(room, 0, problem.slots, outputs, output + c)
+            _settle(problem, eta, step, n, marks, w, a, b)
+            if average.shape[1] == 1:
+                _enter(n, marks, w, share, single[first:])
+            else:
+                _enter(n, marks, w, share, average[first:, c])

@@ -112,7 +112,7 @@ def warm_up(at: Any, hashed: bool, outputs: int = 1, beside: bool = False) -> No
         write_pairs(none, none, nothing, 0, 0, cells)
         write_texts(0, none, 0, 0, cells)
         find_places(nothing, np.uint32(0), *list_moves(nothing, nothing, 1))
-        average_table(problem, table, marks, counters, 1, 0, 1.0, np.zeros((1, 1), np.float32))
+        average_table(problem, table, counters, 1, 0, 1.0, np.zeros((1, 1), np.float32))
 
 
 def compiled_mark(hashed: bool, outputs: int, beside: bool) -> Path:

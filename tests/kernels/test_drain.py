@@ -561,7 +561,7 @@ def test_averages_are_of_weights_that_the_penalty_has_settled(problem, seed, sha
     before = rng.normal(size=(len(state.table), problem.outputs)).astype(np.float32)
     found = before.copy()
     marks = state.table.view(np.int32)
-    average_table(problem.kernel, state.table, marks, state.counters, problem.outputs, 0, share, found)
+    average_table(problem.kernel, state.table, state.counters, problem.outputs, 0, share, found)
     table = reference.Table(state.table.copy(), marks.copy(), problem.kernel, problem.outputs)
     settled = table.settled(np.arange(len(before)), int(state.counters[STEP]))
     expected = np.where(marks[:, -1:] == 0, before, before + share * (settled - before))

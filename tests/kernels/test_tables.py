@@ -85,7 +85,7 @@ class Run:
     def weights(self):
         """Weights as they are read, float32[slots, outputs]."""
         found = np.zeros((SLOTS, self.outputs), np.float32)
-        average_table(self.problem, self.table, self.table.view(np.int32), self.counters, self.outputs, 0, 1.0, found)
+        average_table(self.problem, self.table, self.counters, self.outputs, 0, 1.0, found)
         return found
 
     def rate(self, step):
@@ -232,7 +232,7 @@ def test_weights_enter_an_average_by_their_share_and_slots_never_met_do_not(shar
     run = Run.of(OPTIMIZERS["adagrad"], l2=0.1)
     run.learn([3, 5, 3], [1.0, 2.0, 1.0])
     average = np.full((SLOTS, 1), 4, np.float32)
-    average_table(run.problem, run.table, run.table.view(np.int32), run.counters, 1, 0, share, average)
+    average_table(run.problem, run.table, run.counters, 1, 0, share, average)
     expected = np.full((SLOTS, 1), 4.0)
     expected[[3, 5]] += share * (run.weights()[[3, 5]] - 4.0)
     np.testing.assert_allclose(average, expected, rtol=1e-6)
@@ -255,9 +255,9 @@ def test_an_average_has_the_same_bits_alone_and_side_by_side(optimizer, slots):
     together.view(np.int32)[:, -1] = marks
     averages, both = np.zeros((3, slots, 1), np.float32), np.zeros((slots, 3), np.float32)
     for share in (1.0, 0.9, 9 / 11):
-        average_table(run.problem, together, together.view(np.int32), counters, 3, 0, share, both)
+        average_table(run.problem, together, counters, 3, 0, share, both)
         for table, average in zip(tables, averages, strict=True):
-            average_table(run.problem, table, table.view(np.int32), counters, 1, 0, share, average)
+            average_table(run.problem, table, counters, 1, 0, share, average)
             table[marks != 0, 0] += np.float32(0.125)
         together[marks != 0, :3] += np.float32(0.125)
     assert both.any() and both.tobytes() == np.ascontiguousarray(averages[:, :, 0].T).tobytes()
