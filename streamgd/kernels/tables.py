@@ -86,13 +86,21 @@ def _settle(problem, eta, step, n, marks, w, a, b):
 @strict
 def _step(problem, eta, share, step, n, g, w, a, b):
     """One step of n weights along their gradient sums, which are 0 then; return whether all are finite as float32."""
-    wild, single, pace, part = False, in_single_precision(problem), np.float32(eta), np.float32(share)
-    for k in range(n):
-        x, y, z = stepped(single, pace, step, single.l1, single.l2, g[k] * part, w[k], a[k], b[k])
-        w[k], a[k], g[k] = x, y, 0
-        if problem.rare is not None:
-            b[k] = z
-        wild |= not abs(w[k]) < np.inf
+    wild, part = False, np.float32(share)
+    if problem.rare is not None and problem.optimizer == FTRL:
+        for k in range(n):
+            x, y, z = np.float64(w[k]), np.float64(a[k]), np.float64(b[k])
+            x, y, z = stepped(problem, eta, step, problem.l1, problem.l2, np.float64(g[k] * part), x, y, z)
+            w[k], a[k], b[k], g[k] = x, y, z, 0
+            wild |= not abs(w[k]) < np.inf
+    else:
+        single, pace = in_single_precision(problem), np.float32(eta)
+        for k in range(n):
+            x, y, z = stepped(single, pace, step, single.l1, single.l2, g[k] * part, w[k], a[k], b[k])
+            w[k], a[k], g[k] = x, y, 0
+            if problem.rare is not None:
+                b[k] = z
+            wild |= not abs(w[k]) < np.inf
     return not wild
 
 

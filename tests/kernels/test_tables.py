@@ -150,10 +150,12 @@ def test_slots_of_a_mini_batch_under_way_are_read_as_its_rows_met_them(optimizer
 
 @every_optimizer
 @pytest.mark.parametrize("outputs", [1, 3])
-def test_features_of_every_mini_batch_learn_as_dense_ones_do(optimizer, outputs):
-    """Never late, so the penalty pulls hashed weights in each step as it does dense ones."""
+@pytest.mark.parametrize("schedule", ["constant", "invscaling"])
+@pytest.mark.parametrize("l1", [0.0, 0.01])
+def test_features_of_every_mini_batch_learn_as_dense_ones_do(optimizer, outputs, schedule, l1):
+    """Never late, so the penalty pulls hashed weights in each step, and at its rate, as it does dense ones."""
     rng = np.random.default_rng(0)
-    run = Run.of(optimizer, outputs=outputs, batch_size=4, l1=0.01, l2=0.1)
+    run = Run.of(optimizer, outputs=outputs, schedule=schedule, batch_size=4, l1=l1, l2=0.1)
     n, hashes = 80, np.tile(np.arange(4), 20)
     y = rng.integers(0, 3, n).astype(np.float32) if outputs > 1 else rng.normal(size=n).astype(np.float32)
     layout = Layout(4, True)
