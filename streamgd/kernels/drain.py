@@ -172,7 +172,7 @@ def drain(
     p, models = params.shape[1] - 1, len(failed)
     classes = len(params) // models
     tile = tile_rows(rows.shape[1])
-    c_padded = 1
+    c_padded, room_of_outputs = 1, -(-len(params) // SUMS) * SUMS
     if outputs is not None:
         c_padded = -(-len(params) // OUTPUTS) * OUTPUTS
     room_for = -(-tile // SUMS) * SUMS
@@ -183,7 +183,7 @@ def drain(
     y, w, value, class_sums = lent(of_rows[0]), lent(of_rows[1]), lent(of_rows[2]), lent(of_rows[3])
     z, derivative = lent(of_margins[0]), lent(of_margins[1])
     if table is not None:
-        room, sums = room_for_some(table.shape[1]), np.empty(len(params), np.float32)
+        room, sums = room_for_some(table.shape[1]), np.zeros(room_of_outputs, np.float32)
         unique_at, places_at, most, listed = address_of(unique), address_of(places), np.int64(ROOM), np.int64(0)
         stretch, found, together, alone = 0, np.int64(0), stretch_rows(rows.shape[1], at, table.shape[1]), False
         for k in range(len(counts)):

@@ -40,9 +40,9 @@ def _loop(builder: Any, first: Any, end: Any, step: int, begun: list[Any], body_
     return values
 
 
-def _eight_at(builder: Any, address: Any, j: Any) -> Any:
-    """Where a vector of numbers j to j + `SUMS` - 1 of the float32 lies that begin at an address."""
-    return builder.inttoptr(builder.add(address, builder.mul(j, _I64(4))), _SUMS.as_pointer())
+def _vector_at(builder: Any, address: Any, j: Any, kind: Any = _SUMS) -> Any:
+    """Where numbers j and so on of the float32 lie that begin at an address, `SUMS` if ``kind`` does not say."""
+    return builder.inttoptr(builder.add(address, builder.mul(j, _I64(4))), kind.as_pointer())
 
 
 def _sums(builder: Any, n: Any, rows: list[Any], weights: list[Any]) -> list[Any]:
@@ -52,7 +52,7 @@ def _sums(builder: Any, n: Any, rows: list[Any], weights: list[Any]) -> list[Any
     """
 
     def body_of(j: Any, sums: list[Any]) -> list[Any]:
-        x, w = ([builder.load(_eight_at(builder, one, j), align=4) for one in some] for some in (rows, weights))
+        x, w = ([builder.load(_vector_at(builder, one, j), align=4) for one in some] for some in (rows, weights))
         if not weights:
             return [builder.fadd(a, one) for a, one in zip(x, sums, strict=True)]
         return [fused(builder, _SUMS, a, b, sums[i * len(w) + k]) for i, a in enumerate(x) for k, b in enumerate(w)]
@@ -152,8 +152,8 @@ def _add_rows(builder: Any, rows: list[Any], factors: Any, out: Any, n: Any) -> 
     spread = [splat(builder, number_at(builder, _F32, factors, _I64(k)), SUMS) for k in range(len(rows))]
 
     def body_of(j: Any, nothing: list[Any]) -> list[Any]:
-        x = [builder.load(_eight_at(builder, row, j), align=4) for row in rows]
-        place = _eight_at(builder, out, j)
+        x = [builder.load(_vector_at(builder, row, j), align=4) for row in rows]
+        place = _vector_at(builder, out, j)
         value = builder.load(place, align=4)
         for cells, factor in zip(x, spread, strict=True):
             value = fused(builder, _SUMS, factor, cells, value)
@@ -217,11 +217,11 @@ def _add_block(
 ) -> None:
     """Add factor times row, of so many vectors from cell ``first`` on, for each row to each sum."""
     cells = [builder.add(first, _I64(SUMS * k)) for k in range(vectors)]
-    to = [_eight_at(builder, one, j) for one in sums for j in cells]
+    to = [_vector_at(builder, one, j) for one in sums for j in cells]
 
     def body_of(i: Any, values: list[Any]) -> list[Any]:
         row = number_at(builder, _I64, places, i, size=8, align=8)
-        x = [builder.load(_eight_at(builder, row, j), align=4) for j in cells]
+        x = [builder.load(_vector_at(builder, row, j), align=4) for j in cells]
         spread = [splat(builder, number_at(builder, _F32, factor, i), SUMS) for factor in factors]
         pairs = [(factor, some) for factor in spread for some in x]
         return [fused(builder, _SUMS, *pair, value) for pair, value in zip(pairs, values, strict=True)]
@@ -229,3 +229,63 @@ def _add_block(
     begun = [builder.load(place, align=4) for place in to]
     for value, place in zip(_loop(builder, _I64(0), rows, 1, begun, body_of), to, strict=True):
         builder.store(value, place, align=4)
+
+
+def _slot_at(builder: Any, places: Any, k: Any, slots: Any, size: Any) -> Any:
+    """Address of slot number k of those whose places (uint32) are at an address; a slot is ``size`` bytes long."""
+    place = builder.zext(number_at(builder, _I32, places, k), _I64)
+    return builder.add(slots, builder.mul(place, size))
+
+
+@intrinsic
+def add_slots(typing_context: Any, places: Any, n: Any, slots: Any, size: Any, out: Any, outputs: Any) -> Any:
+    """Add n slots after each other to ``outputs`` float32 at ``out``, and what follows to what fills up `SUMS` there.
+
+    All are addresses or integers. The sums stay in registers.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        places, n, slots, size, out, outputs = args
+
+        def block(j: Any, nothing: list[Any]) -> list[Any]:
+            def add(k: Any, value: list[Any]) -> list[Any]:
+                slot = _slot_at(builder, places, k, slots, size)
+                return [builder.fadd(value[0], builder.load(_vector_at(builder, slot, j), align=4))]
+
+            place = _vector_at(builder, out, j)
+            total = _loop(builder, _I64(0), n, 1, [builder.load(place, align=4)], add)
+            builder.store(total[0], place, align=4)
+            return nothing
+
+        _loop(builder, _I64(0), outputs, SUMS, [], block)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), codegen
+
+
+@intrinsic
+def add_to_slots(typing_context: Any, places: Any, n: Any, slots: Any, size: Any, row: Any, outputs: Any) -> Any:
+    """Add ``outputs`` float32 at ``row`` to each of n slots, one slot after the other."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        places, n, slots, size, row, outputs = args
+        eights, fours = builder.and_(outputs, _I64(-8)), builder.and_(outputs, _I64(-4))
+
+        def add(k: Any, nothing: list[Any]) -> list[Any]:
+            slot = _slot_at(builder, places, k, slots, size)
+            for first, end, lanes in ((_I64(0), eights, 8), (eights, fours, 4), (fours, outputs, 1)):
+                kind = ir.VectorType(_F32, lanes) if lanes > 1 else _F32
+
+                def some(j: Any, nothing: list[Any], kind: Any = kind) -> list[Any]:
+                    place = _vector_at(builder, slot, j, kind)
+                    more = builder.load(_vector_at(builder, row, j, kind), align=4)
+                    builder.store(builder.fadd(builder.load(place, align=4), more), place, align=4)
+                    return nothing
+
+                _loop(builder, first, end, lanes, [], some)
+            return nothing
+
+        _loop(builder, _I64(0), n, 1, [], add)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), codegen

@@ -23,6 +23,7 @@ from .few import bring_neighbours, few_slots, marks_of, return_neighbours
 from .intrinsics import address_of, float32_at, jit, kernel, prefetch, strict, uint32_at
 from .problem import configured, in_single_precision
 from .slots import hashes_of
+from .sums import add_slots, add_to_slots
 from .updates import FTRL, learning_rate, rebased, settled, stepped
 
 #: Slots that are worked on together.
@@ -152,10 +153,10 @@ def table_margins(rows, cells, order, start, n, at, factor, outputs, places_at, 
     """Add the weights of the hashed features of rows ``order[start : start + n]`` to ``z`` (float32[outputs, >= n]).
 
     ``outputs`` is None if there is one; ``places_at`` is the address of the places that the hashes' slots have in
-    ``few``; ``sums`` is room for a number an output. Return the number of hashes.
+    ``few``; ``sums`` is room for a number an output, and more up to `SUMS` of them. Return the number of hashes.
     """
     cells_at, stride, begin = address_of(cells), cells.shape[1] * 4, places_at
-    few_at, size = address_of(few), few.shape[1] * few.itemsize
+    few_at, size, sums_at = address_of(few), few.shape[1] * few.itemsize, address_of(sums)
     i = 0
     if outputs is None and at.n_text == 0 and at.n_scaled == 0:
         # Each sum waits for the addition before, so four rows take turns.
@@ -183,10 +184,14 @@ def table_margins(rows, cells, order, start, n, at, factor, outputs, places_at, 
         for part in range(1 + at.n_text):
             _, words = hashes_of(cells_at, np.int64(row) * stride, at, part)
             plain = words - at.n_scaled if part == 0 else words
-            for k in range(words):
-                place, value = np.int64(uint32_at(places_at, k)), np.float32(1)
-                if k >= plain:
-                    value = rows[row, np.int64(factor[0, k - plain])] * np.float32(factor[1, k - plain])
+            if outputs is None:
+                for k in range(plain):
+                    one += float32_at(few_at, np.int64(uint32_at(places_at, k)))
+            else:
+                add_slots(places_at, plain, few_at, size, sums_at, outputs)
+            for k in range(plain, words):
+                place = np.int64(uint32_at(places_at, k))
+                value = rows[row, np.int64(factor[0, k - plain])] * np.float32(factor[1, k - plain])
                 if outputs is None:
                     one += value * float32_at(few_at, place)
                 else:
@@ -209,10 +214,12 @@ def table_gradient(rows, cells, order, start, n, at, factor, problem, outputs, p
     Other arguments as in `table_margins`.
     """
     cells_at, stride = address_of(cells), cells.shape[1] * 4
+    size, sums_at = few.shape[1] * few.itemsize, address_of(sums)
     if outputs is None:
         gradient, place = few[1 + problem.slots], np.uint64(0)
     else:
         gradient, place = few[0], np.uint64((1 + problem.slots) * outputs)
+    gradients_at = address_of(few) + 4 * np.int64(place)
     if outputs is None and at.n_text == 0 and at.n_scaled == 0:
         # Row by row: what is added to a slot by one row must have been stored before the next row adds to it.
         for i in range(n):
@@ -224,18 +231,16 @@ def table_gradient(rows, cells, order, start, n, at, factor, problem, outputs, p
     for i in range(n):
         row = order[start + i]
         one = r[0, i]
-        for c in range(len(sums)):
+        for c in range(len(r)):
             sums[c] = r[c, i]
         for part in range(1 + at.n_text):
             _, words = hashes_of(cells_at, np.int64(row) * stride, at, part)
             plain = words - at.n_scaled if part == 0 else words
-            for k in range(plain):
-                slot = np.uint64(uint32_at(places_at, k))
-                if outputs is None:
-                    gradient[slot] += one
-                else:
-                    for c in range(outputs):
-                        few[slot, place + np.uint64(c)] += sums[c]
+            if outputs is None:
+                for k in range(plain):
+                    gradient[np.uint64(uint32_at(places_at, k))] += one
+            else:
+                add_to_slots(places_at, plain, gradients_at, size, sums_at, outputs)
             for k in range(plain, words):
                 slot = np.uint64(uint32_at(places_at, k))
                 value = rows[row, np.int64(factor[0, k - plain])] * np.float32(factor[1, k - plain])
