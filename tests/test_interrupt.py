@@ -206,7 +206,7 @@ drain = steps.drain
 def cut(rows, *args):
     if len(rows) > 10_000:  # not those of a window alone
         os.truncate({path!r}, 0)
-    drain(rows, *args)
+    return drain(rows, *args)
 steps.drain = cut
 """
 HOWS = {
