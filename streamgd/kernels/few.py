@@ -125,18 +125,21 @@ def bring_slots(table, slots_at, n, listed, few, first, outputs):
 
 
 @jit
-def bring_neighbours(table, start, n, few):
-    """Copy slots ``start`` to ``start + n`` - 1 of a table to the first of a few, laid out as those of one output."""
+def bring_neighbours(table, start, n, few, first, end):
+    """Copy slots ``start`` to ``start + n`` - 1 of a table to the first of a few, laid out as those of one output.
+
+    Of their cells, ``first`` to ``end`` - 1 are meant; those of the same 16 bytes may come with them.
+    """
     size, row, few_at = table.shape[1] * 4, few.shape[1] * 4, address_of(few)
     k, there = np.int64(0), address_of(table) + np.int64(start) * size
     while k + 4 <= n:
-        for at in range(0, size, 16):
+        for at in range(4 * first // 16 * 16, 4 * end, 16):
             one = there + at
             four_columns(one, one + size, one + 2 * size, one + 3 * size, few_at + at // 4 * row + 4 * k, row)
         there += 4 * size
         k += 4
     while k < n:
-        for cell in range(table.shape[1]):
+        for cell in range(first, end):
             few[cell, k] = table[start + k, cell]
         k += 1
 

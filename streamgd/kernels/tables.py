@@ -137,7 +137,7 @@ def settle_slots(problem, settings, paces, few, few_marks, begin, end, step, out
             pulls |= one.l1 != 0.0 or one.l2 != 0.0
         for first in range(begin, end if pulls else begin, size):
             m = min(size, end - first)
-            bring_neighbours(few, first, m, room)
+            bring_neighbours(few, first, m, room, 0, few.shape[1])
             for c in range(outputs):
                 model = c // (outputs // len(paces))
                 one, eta = configured(problem, settings, model), paces[model, 0]
@@ -294,7 +294,7 @@ def update_slots(problem, settings, paces, few, begin, end, step, outputs, room)
         size, place = room.shape[1], (1 + slots) * outputs
         for first in range(begin, end, size):
             m = min(size, end - first)
-            bring_neighbours(few, first, m, room)
+            bring_neighbours(few, first, m, room, 0, few.shape[1])
             for c in range(outputs):
                 model = c // (outputs // len(paces))
                 one = configured(problem, settings, model)
@@ -322,14 +322,20 @@ def average_table(problem, table, counters, outputs, output, share, average):
     step, cells = counters[STEP], table.shape[1]
     eta = learning_rate(problem.schedule, problem.schedule_args, step)
     room, single = room_for_some(cells), average.reshape(-1)
-    marks, size = marks_of(room, cells, None), room.shape[1]
+    marks, size, wanted = marks_of(room, cells, None), room.shape[1], average.shape[1]
     for first in range(0, len(table), size):
         n = min(size, len(table) - first)
-        bring_neighbours(table, first, n, room)
-        for c in range(average.shape[1]):
+        if wanted == outputs:
+            bring_neighbours(table, first, n, room, 0, cells)
+        else:  # of a model among others the weights, their states, and when they were touched
+            for kind in range(1 + problem.slots):
+                cell = kind * outputs + output
+                bring_neighbours(table, first, n, room, cell, cell + wanted)
+            bring_neighbours(table, first, n, room, cells - 1, cells)
+        for c in range(wanted):
             w, a, b = _rows_of(room, 0, problem.slots, outputs, output + c)
             _settle(problem, eta, step, n, marks, w, a, b)
-            if average.shape[1] == 1:
+            if wanted == 1:
                 _enter(n, marks, w, share, single[first:])
             else:
                 _enter(n, marks, w, share, average[first:, c])

@@ -243,7 +243,7 @@ def test_weights_enter_an_average_by_their_share_and_slots_never_met_do_not(shar
 @every_optimizer
 @pytest.mark.parametrize("slots", [1000, 1 << 17])
 def test_an_average_has_the_same_bits_alone_and_side_by_side(optimizer, slots):
-    """That of one output is vector code, that of one of several is not."""
+    """Be it of one output, of all, or of one of several."""
     rng = np.random.default_rng(0)
     run, kept = Run.of(optimizer, l1=1e-3, l2=1e-3), 1 + optimizer.slots
     counters, cells = np.array([500, 0, 0, 0]), -(-(kept + 2) // 4) * 4
@@ -256,13 +256,17 @@ def test_an_average_has_the_same_bits_alone_and_side_by_side(optimizer, slots):
         together[:, output : 3 * kept : 3] = table[:, :kept]
     together.view(np.int32)[:, -1] = marks
     averages, both = np.zeros((3, slots, 1), np.float32), np.zeros((slots, 3), np.float32)
+    apart = averages.copy()
     for share in (1.0, 0.9, 9 / 11):
         average_table(run.problem, together, counters, 3, 0, share, both)
+        for output, average in enumerate(apart):
+            average_table(run.problem, together, counters, 3, output, share, average)
         for table, average in zip(tables, averages, strict=True):
             average_table(run.problem, table, counters, 1, 0, share, average)
             table[marks != 0, 0] += np.float32(0.125)
         together[marks != 0, :3] += np.float32(0.125)
     assert both.any() and both.tobytes() == np.ascontiguousarray(averages[:, :, 0].T).tobytes()
+    assert apart.tobytes() == averages.tobytes()
 
 
 def test_only_the_lower_bits_of_a_hash_count_and_features_of_one_slot_add_up():
