@@ -38,7 +38,7 @@ from .tables import (
     touched_slots,
     update_slots,
 )
-from .updates import learning_rate, update
+from .updates import FTRL, learning_rate, update
 
 __all__ = ["CARRIED", "LOSS", "ROWS", "STEP", "TOUCHED", "WEIGHT", "drain", "predict"]
 
@@ -191,7 +191,8 @@ def drain(
             listed += counts[k]
         ask_first(table, unique_at, listed, outputs)
         at_hand = np.int64(problem.at_hand)
-        settling = at_hand if problem.rare is not None else np.int64(0)  # FTRL-Proximal has states of each rate
+        # No penalty is late for them, but FTRL-Proximal has states of each rate.
+        settling = at_hand if problem.rare is not None and problem.optimizer == FTRL else np.int64(0)
         few = few_slots(at_hand + most, table.shape[1], outputs)
         few_marks = marks_of(few, table.shape[1], outputs)
         first_slots = np.arange(at_hand).astype(np.uint32)
